@@ -1,0 +1,149 @@
+"""Passes over rows in fixed blocks: Gram matrices, whitened norms, R factors.
+
+Outputs are allocated by the caller and nothing is validated here. Each block
+or row is computed by one thread in a fixed order, so no result depends on
+``n_threads``. BLAS threads must be limited to one by the caller around
+``qr_blocks``.
+"""
+
+from cython cimport floating
+from cython.parallel cimport parallel, prange
+from libc.string cimport memset
+from scipy.linalg.cython_lapack cimport dgeqrf
+
+cdef extern from "omp.h" nogil:
+    int omp_get_max_threads()
+
+cdef extern from "tiles.h" nogil:
+    ctypedef struct lev_tiles:
+        const char *name
+        Py_ssize_t (*gram_scratch)(Py_ssize_t) noexcept nogil
+        Py_ssize_t (*whitener_size)(Py_ssize_t, Py_ssize_t) noexcept nogil
+        Py_ssize_t (*norms_scratch)(Py_ssize_t) noexcept nogil
+        void (*gram_f64)(const double *, Py_ssize_t, Py_ssize_t, Py_ssize_t, double *, double *) noexcept nogil
+        void (*gram_f32)(const float *, Py_ssize_t, Py_ssize_t, Py_ssize_t, double *, double *) noexcept nogil
+        void (*pack_whitener)(const double *, Py_ssize_t, Py_ssize_t, int, double *) noexcept nogil
+        void (*norms_f64)(
+            const double *, Py_ssize_t, Py_ssize_t, Py_ssize_t, const double *, Py_ssize_t,
+            int, double *, double *) noexcept nogil
+        void (*norms_f32)(
+            const float *, Py_ssize_t, Py_ssize_t, Py_ssize_t, const double *, Py_ssize_t,
+            int, double *, double *) noexcept nogil
+
+    const lev_tiles *lev_tiles_select(const char *)
+    double *lev_alloc(Py_ssize_t)
+    void lev_free(double *)
+
+cdef const lev_tiles *tiles = lev_tiles_select(NULL)
+
+
+def select_tiles(str name):
+    """Use the named instruction set ("" = the best); False when it cannot run here."""
+    global tiles
+    cdef bytes key = name.encode()
+    cdef const lev_tiles *found = lev_tiles_select(key)
+    if found == NULL:
+        return False
+    tiles = found
+    return True
+
+
+def tiles_name():
+    """Name of the instruction set in use."""
+    return (<bytes> tiles.name).decode()
+
+
+def max_threads():
+    """The OpenMP limit, as OMP_NUM_THREADS and threadpoolctl set it."""
+    return omp_get_max_threads()
+
+
+def block_grams(const floating[:, ::1] K, Py_ssize_t block, double[:, :, ::1] out, int n_threads):
+    """out[b] (d, d) = Gram matrix of rows b * block to (b + 1) * block of K (n, d)."""
+    cdef Py_ssize_t n = K.shape[0], d = K.shape[1], count = out.shape[0], b, rows
+    cdef const lev_tiles *table = tiles
+    cdef double *scratch
+    cdef int failed = 0
+    with nogil, parallel(num_threads=n_threads):
+        scratch = lev_alloc(table.gram_scratch(d))
+        for b in prange(count, schedule="dynamic"):
+            if scratch == NULL:
+                failed += 1
+                continue
+            rows = min(block, n - b * block)
+            if floating is double:
+                table.gram_f64(&K[b * block, 0], rows, d, d, &out[b, 0, 0], scratch)
+            else:
+                table.gram_f32(&K[b * block, 0], rows, d, d, &out[b, 0, 0], scratch)
+        lev_free(scratch)
+    if failed:
+        raise MemoryError("scratch of block_grams")
+
+
+def whitened_row_norms(
+    const floating[:, ::1] K, const double[:, ::1] W, bint triangular, double[::1] out, int n_threads
+):
+    """out[j] = ||k_j W||^2 for the rows of K (n, d) and W (d, c), upper triangular or not."""
+    cdef Py_ssize_t n = K.shape[0], d = K.shape[1], c = W.shape[1]
+    cdef Py_ssize_t rows_per_task = 1536, tasks, t, first, rows
+    cdef const lev_tiles *table = tiles
+    cdef double *packed
+    cdef double *scratch
+    cdef int failed = 0
+    packed = lev_alloc(table.whitener_size(d, c))
+    if packed == NULL:
+        raise MemoryError("packed whitener")
+    table.pack_whitener(&W[0, 0], d, c, triangular, packed)
+    tasks = (n + rows_per_task - 1) // rows_per_task
+    with nogil, parallel(num_threads=n_threads):
+        scratch = lev_alloc(table.norms_scratch(d))
+        for t in prange(tasks, schedule="dynamic"):
+            if scratch == NULL:
+                failed += 1
+                continue
+            first = t * rows_per_task
+            rows = min(rows_per_task, n - first)
+            if floating is double:
+                table.norms_f64(
+                    &K[first, 0], rows, d, d, packed, c, triangular, &out[first], scratch)
+            else:
+                table.norms_f32(
+                    &K[first, 0], rows, d, d, packed, c, triangular, &out[first], scratch)
+        lev_free(scratch)
+    lev_free(packed)
+    if failed:
+        raise MemoryError("scratch of whitened_row_norms")
+
+
+cdef int qr_one(const double *K, Py_ssize_t rows, Py_ssize_t d, double *R) noexcept nogil:
+    """R (d, d), diagonal >= 0, from Householder QR of K (rows, d); 0 when it went well."""
+    cdef int m = <int> rows, n = <int> d, lwork = -1, info = 0
+    cdef Py_ssize_t i, j, r, rank = min(rows, d)
+    cdef double query = 0.0, sign
+    dgeqrf(&m, &n, NULL, &m, NULL, &query, &lwork, &info)
+    lwork = <int> query
+    cdef double *A = lev_alloc(rows * d + d + lwork)
+    if A == NULL:
+        return -1
+    for r in range(rows):
+        for j in range(d):
+            A[j * rows + r] = K[r * d + j]
+    dgeqrf(&m, &n, A, &m, A + rows * d, A + rows * d + d, &lwork, &info)
+    memset(R, 0, d * d * sizeof(double))
+    for i in range(rank):
+        sign = -1.0 if A[i * rows + i] < 0.0 else 1.0
+        for j in range(i, d):
+            R[i * d + j] = sign * A[j * rows + i]
+    lev_free(A)
+    return info
+
+
+def qr_blocks(const double[:, ::1] K, Py_ssize_t block, double[:, :, ::1] out, int n_threads):
+    """out[b] (d, d) = R factor of rows b * block to (b + 1) * block of K (n, d)."""
+    cdef Py_ssize_t n = K.shape[0], d = K.shape[1], count = out.shape[0], b
+    cdef int failed = 0
+    for b in prange(count, nogil=True, num_threads=n_threads, schedule="dynamic"):
+        if qr_one(&K[b * block, 0], min(block, n - b * block), d, &out[b, 0, 0]) != 0:
+            failed += 1
+    if failed:
+        raise MemoryError("work space of qr_blocks")

@@ -1,0 +1,128 @@
+/* Compiled once per instruction set with -DLEV_ISA=<name>: exports one table.
+ * Everything else is static, so that no copy built for a newer processor can
+ * be linked into an older path. */
+#include "tiles.h"
+
+#define LEV_CAT_(a, b) a##_##b
+#define LEV_CAT(a, b) LEV_CAT_(a, b)
+#define LEV_STR_(a) #a
+#define LEV_STR(a) LEV_STR_(a)
+
+/* Registers: GRAM_ROWS x 2 and NORM_ROWS x 2 vector accumulators. */
+#if defined(__AVX512F__)
+#define VECTOR_BYTES 64
+#define GRAM_ROWS 8
+#define NORM_ROWS 12
+#elif defined(__AVX2__)
+#define VECTOR_BYTES 32
+#define GRAM_ROWS 4
+#define NORM_ROWS 6
+#else
+#define VECTOR_BYTES 16
+#define GRAM_ROWS 4
+#define NORM_ROWS 4
+#endif
+
+#define LANES (VECTOR_BYTES / 8)
+#define PANEL (2 * LANES) /* columns in one packed panel */
+#define TILE 128          /* rows packed at a time: the panels stay in cache */
+
+typedef double vec __attribute__((vector_size(VECTOR_BYTES), aligned(8), may_alias));
+
+#define INLINE static inline __attribute__((always_inline))
+
+INLINE vec spread(double x)
+{
+    return x - (vec){0};
+}
+
+static ptrdiff_t panels(ptrdiff_t d)
+{
+    return (d + PANEL - 1) / PANEL;
+}
+
+static ptrdiff_t gram_scratch(ptrdiff_t d)
+{
+    ptrdiff_t width = panels(d) * PANEL;
+    return width * (TILE + width);
+}
+
+static ptrdiff_t norms_scratch(ptrdiff_t d)
+{
+    return NORM_ROWS * d;
+}
+
+/* Rows of panel p of the whitener that can be nonzero. */
+INLINE ptrdiff_t panel_depth(ptrdiff_t p, ptrdiff_t d, int triangular)
+{
+    ptrdiff_t depth = (p + 1) * PANEL;
+    return triangular && depth < d ? depth : d;
+}
+
+static ptrdiff_t whitener_size(ptrdiff_t d, ptrdiff_t c)
+{
+    return panels(c) * PANEL * d;
+}
+
+static void pack_whitener(const double *W, ptrdiff_t d, ptrdiff_t c, int triangular, double *packed)
+{
+    for (ptrdiff_t p = 0; p < panels(c); p++) {
+        ptrdiff_t first = p * PANEL, depth = panel_depth(p, d, triangular);
+        for (ptrdiff_t i = 0; i < depth; i++)
+            for (ptrdiff_t j = 0; j < PANEL; j++)
+                *packed++ = first + j < c ? W[i * c + first + j] : 0.0;
+    }
+}
+
+/* G (width, width) += A^T B for rows `m` to `m + GRAM_ROWS` of the product;
+ * a and b point into packed panels. `skip` leaves out the first vector. */
+#define GRAM_TILE(skip)                                                           \
+    do {                                                                          \
+        vec sum[GRAM_ROWS][2];                                                    \
+        for (int m = 0; m < GRAM_ROWS; m++)                                       \
+            for (int v = skip; v < 2; v++)                                        \
+                sum[m][v] = (vec){0};                                             \
+        for (ptrdiff_t r = 0; r < n; r++) {                                       \
+            vec right[2];                                                         \
+            for (int v = skip; v < 2; v++)                                        \
+                right[v] = *(const vec *)(b + r * PANEL + v * LANES);             \
+            for (int m = 0; m < GRAM_ROWS; m++) {                                 \
+                vec left = spread(a[r * PANEL + m]);                              \
+                for (int v = skip; v < 2; v++)                                    \
+                    sum[m][v] += left * right[v];                                 \
+            }                                                                     \
+        }                                                                         \
+        for (int m = 0; m < GRAM_ROWS; m++)                                       \
+            for (int v = skip; v < 2; v++)                                        \
+                *(vec *)(g + m * width + v * LANES) += sum[m][v];                 \
+    } while (0)
+
+static void gram_tile(const double *P, ptrdiff_t n, ptrdiff_t np, double *G)
+{
+    ptrdiff_t width = np * PANEL;
+    for (ptrdiff_t q = 0; q < np; q++)
+        for (ptrdiff_t p = 0; p <= q; p++)
+            for (ptrdiff_t m0 = 0; m0 < PANEL; m0 += GRAM_ROWS) {
+                const double *a = P + p * TILE * PANEL + m0, *b = P + q * TILE * PANEL;
+                double *g = G + (p * PANEL + m0) * width + q * PANEL;
+                if (p == q && m0 >= LANES)
+                    GRAM_TILE(1); /* that vector lies below the diagonal */
+                else
+                    GRAM_TILE(0);
+            }
+}
+
+#define STORED double
+#define SUFFIX f64
+#include "tiles_body.h"
+#undef STORED
+#undef SUFFIX
+#define STORED float
+#define SUFFIX f32
+#include "tiles_body.h"
+
+extern const lev_tiles LEV_CAT(lev_tiles, LEV_ISA);
+const lev_tiles LEV_CAT(lev_tiles, LEV_ISA) = {
+    LEV_STR(LEV_ISA), gram_scratch, whitener_size, norms_scratch, gram_f64,
+    gram_f32,         pack_whitener, norms_f64,    norms_f32,
+};

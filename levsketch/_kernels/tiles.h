@@ -1,0 +1,57 @@
+/* Row-tile kernels: the two O(n d^2) passes of a leverage computation.
+ *
+ * All functions read row-major rows with a leading dimension and work in
+ * float64, whatever the storage type. They allocate nothing: the caller hands
+ * in scratch of the size that the *_scratch functions name. Every output
+ * depends on its own rows only, in a fixed order of additions, so results do
+ * not depend on how rows are split between calls or threads.
+ */
+#ifndef LEVSKETCH_TILES_H
+#define LEVSKETCH_TILES_H
+
+#include <stddef.h>
+#include <stdlib.h>
+
+typedef struct {
+    const char *name;
+    /* doubles of scratch for gram_* / for pack_whitener and norms_* */
+    ptrdiff_t (*gram_scratch)(ptrdiff_t d);
+    ptrdiff_t (*whitener_size)(ptrdiff_t d, ptrdiff_t c);
+    ptrdiff_t (*norms_scratch)(ptrdiff_t d);
+    /* G (d, d), row-major, = K^T K of n rows; both triangles are written */
+    void (*gram_f64)(const double *K, ptrdiff_t n, ptrdiff_t d, ptrdiff_t ld, double *G, double *scratch);
+    void (*gram_f32)(const float *K, ptrdiff_t n, ptrdiff_t d, ptrdiff_t ld, double *G, double *scratch);
+    /* lay W (d, c), row-major, out in the order in which norms_* read it */
+    void (*pack_whitener)(const double *W, ptrdiff_t d, ptrdiff_t c, int triangular, double *packed);
+    /* out[j] = ||k_j W||^2 */
+    void (*norms_f64)(const double *K, ptrdiff_t n, ptrdiff_t d, ptrdiff_t ld, const double *packed,
+                      ptrdiff_t c, int triangular, double *out, double *scratch);
+    void (*norms_f32)(const float *K, ptrdiff_t n, ptrdiff_t d, ptrdiff_t ld, const double *packed,
+                      ptrdiff_t c, int triangular, double *out, double *scratch);
+} lev_tiles;
+
+/* The table in use; NULL name lookups return NULL. */
+const lev_tiles *lev_tiles_select(const char *forced);
+
+/* Scratch on a 64-byte boundary, so that results cannot depend on where an
+ * allocation lands. */
+static inline double *lev_alloc(ptrdiff_t count)
+{
+    size_t bytes = ((size_t)count * sizeof(double) / 64 + 1) * 64;
+#ifdef _WIN32
+    return (double *)_aligned_malloc(bytes, 64);
+#else
+    return (double *)aligned_alloc(64, bytes);
+#endif
+}
+
+static inline void lev_free(double *p)
+{
+#ifdef _WIN32
+    _aligned_free(p);
+#else
+    free(p);
+#endif
+}
+
+#endif
