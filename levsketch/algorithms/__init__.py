@@ -1,0 +1,1 @@
+"""What the papers say, as functions over (..., n, d)."""

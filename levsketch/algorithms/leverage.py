@@ -1,0 +1,120 @@
+"""Leverage scores of all rows: two passes over them, d x d memory."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from levsketch._checks import check_finite, check_real
+from levsketch._typing import ArrayLike, FloatArray, Rows
+from levsketch.backends import Backend, backend_for
+from levsketch.backends.cpu import serial_blas
+from levsketch.backends.interchange import like, result_dtype
+from levsketch.linalg import Whitening
+from levsketch.streaming.factor import StreamFactor, block_size, with_intercept
+
+from .universal_set import stacked, warn_uncertified
+
+# Rows that are converted or widened at a time when their type is not native.
+_CHUNK = 1 << 15
+
+
+def leverage_scores(K: ArrayLike, *, ridge: float = 0.0, intercept: bool = False) -> Any:
+    """Return the leverage score ``k_j^T (K^T K + ridge I)^+ k_j`` of every row.
+
+    The score of a row is the largest share of ``sum_l <q, k_l>^2`` that it takes
+    for any query q: 1 for a row that is independent of all others, however small;
+    0 for a zero row. Scores sum to the rank of K, which is decided exactly, never
+    by a tolerance.
+
+    Parameters
+    ----------
+    K : array (..., n, d)
+        Rows; leading axes are independent problems (batch, heads).
+    ridge : float >= 0
+        Added to the diagonal of ``K^T K`` (units of K squared), not on the intercept.
+    intercept : bool
+        Score the rows ``[1, k_j]`` instead: invariant to shifting all rows.
+
+    Returns
+    -------
+    array (..., n)
+        In the library of ``K``; float32 if K has at most 32 bits, else float64.
+        All arithmetic is in float64.
+
+    Raises
+    ------
+    ValueError
+        For NaN or infinity (with row and column), fewer than two axes, no rows.
+
+    Warns
+    -----
+    CertificationWarning
+        If the condition number, after column scaling, is beyond about 1e13: the
+        scores may then have no correct digits.
+
+    Notes
+    -----
+    Blocks of rows contribute their float64 Gram matrices while the rounding in
+    these is proved to move no score by more than 1e-4 of itself (what is measured
+    is below 1e-9), and Householder R factors otherwise; the relative error is then
+    about 16 u sqrt(d) times the condition number. 2 n d^2 flops and two reads of K
+    on the Gram path, about 5 n d^2 on the other; memory O(d^2) besides the result.
+    The same bits for any number of threads.
+
+    Examples
+    --------
+    >>> import levsketch as lv
+    >>> lv.leverage_scores([[1.0, 0.0], [1.0, 0.0], [0.0, 1e-200]])
+    array([0.5, 0.5, 1. ])
+    """
+    ridge = check_real("ridge", ridge, low=0.0)
+    keys = stacked("K", K)
+    out = np.empty(keys.shape[:-1], dtype=result_dtype(keys.dtype))
+    backend = backend_for(keys)
+    for i in np.ndindex(keys.shape[:-2]):
+        with serial_blas():
+            whitening = whitening_of(backend, keys[i], ridge, intercept)
+            score_rows(backend, whitening, keys[i], intercept, out[i])
+        if not whitening.certified:
+            warn_uncertified(whitening)
+    return like(out, K)
+
+
+def whitening_of(backend: Backend, K: Rows, ridge: float, intercept: bool) -> Whitening:
+    """Return the whitening of all rows of ``K`` (n, d), read once in blocks."""
+    n, d = len(K), K.shape[1] + int(intercept)
+    diagonal = np.full(d, ridge)
+    diagonal[: int(intercept)] = 0.0
+    factor, block = StreamFactor.empty(d, diagonal), block_size(d)
+    prefix, done = None, 0
+    while n - done >= block:
+        count = min((n - done) // block, factor.run_length())
+        rows = with_intercept(backend.rows(K[done : done + count * block]), intercept)
+        leaves = factor.measure(backend, rows, prefix, done)
+        rising = [bool(rose.any()) for rose in leaves.grew]
+        count = rising.index(True) + 1 if True in rising else count
+        factor = factor.absorb(backend, leaves, count)
+        done += count * block
+        if rising[count - 1] or factor.settles():
+            prefix, space, _ = factor.whitening(backend)
+            factor = replace(factor, space=space)
+    tail = with_intercept(backend.rows(K[done:]), intercept)
+    check_finite(tail, offset=done)
+    return factor.whitening(backend, tail)[0]
+
+
+def score_rows(
+    backend: Backend, whitening: Whitening, X: Rows, intercept: bool, out: FloatArray
+) -> None:
+    """Write the scores of rows ``X`` (n, d) against a whitening into ``out`` (n,)."""
+    for start in range(0, len(X), _CHUNK):
+        rows = with_intercept(backend.rows(X[start : start + _CHUNK]), intercept)
+        np.minimum(
+            whitening.scores(backend, rows),
+            1.0,
+            out=out[start : start + _CHUNK],
+            casting="same_kind",
+        )

@@ -1,0 +1,58 @@
+"""The few operations over n rows, in array-API code: interface, oracle and fallback.
+
+A backend is one place where the n rows live. Everything above it works with
+what these operations return, which is small (d x d) or one number a row.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from array_api_compat import array_namespace
+
+
+class Backend:
+    """Operations over rows that any array-API library can do.
+
+    Subclasses override what a profile shows slow and must agree with this
+    class to rounding. Rows are (n, d), float32 or float64; everything is
+    accumulated and returned in float64.
+    """
+
+    name = "array_api"
+
+    def rows(self, X: Any) -> Any:
+        """Return ``X`` (n, d) as float32 or float64 rows, exactly where the type allows."""
+        xp = array_namespace(X)
+        return X if X.dtype in (xp.float32, xp.float64) else xp.astype(X, xp.float64)
+
+    def block_grams(self, K: Any, block: int) -> Any:
+        """Return the Gram matrices (ceil(n / block), d, d) of consecutive row blocks."""
+        xp = array_namespace(K)
+        blocks = [self._wide(K[i : i + block, :]) for i in range(0, K.shape[0], block)]
+        return xp.stack([B.T @ B for B in blocks])
+
+    def whitened_row_norms(self, K: Any, W: Any, *, triangular: bool = False) -> Any:
+        """Return ``||k_j W||^2`` for every row, shape (n,); ``W`` is (d, c)."""
+        xp = array_namespace(K)
+        Z = self._wide(K) @ W
+        return xp.sum(Z * Z, axis=-1)
+
+    def qr_blocks(self, K: Any, block: int) -> Any:
+        """Return R factors (ceil(n / block), d, d), diagonals >= 0, of consecutive row blocks."""
+        xp = array_namespace(K)
+        d = K.shape[1]
+        factors = []
+        for i in range(0, K.shape[0], block):
+            R = xp.linalg.qr(self._wide(K[i : i + block, :]), mode="reduced").R
+            short = d - R.shape[0]
+            if short > 0:
+                R = xp.concat([R, xp.zeros((short, d), dtype=R.dtype)], axis=0)
+            sign = xp.where(xp.linalg.diagonal(R) < 0, -1.0, 1.0)
+            factors.append(xp.astype(sign, R.dtype)[:, None] * R)
+        return xp.stack(factors)
+
+    @staticmethod
+    def _wide(K: Any) -> Any:
+        xp = array_namespace(K)
+        return xp.astype(K, xp.float64)

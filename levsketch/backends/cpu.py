@@ -1,0 +1,120 @@
+"""Rows in host memory: NumPy arrays, read by the compiled kernels."""
+
+from __future__ import annotations
+
+import functools
+import os
+from contextlib import AbstractContextManager
+from typing import Any
+
+import numpy as np
+from joblib import cpu_count
+from threadpoolctl import ThreadpoolController
+
+from levsketch._kernels import blocks
+from levsketch._typing import FloatArray, Rows
+
+from .base import Backend
+
+# Below this many multiplications a parallel region costs more than it saves.
+_SERIAL_WORK = 1 << 18
+_forked = False
+
+
+def _after_fork() -> None:
+    # libgomp hangs in a forked child whose parent had already used threads
+    global _forked
+    _forked = True
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
+
+
+@functools.cache
+def _threadpools() -> ThreadpoolController:
+    # made once: looking for the loaded libraries costs more than a small call
+    return ThreadpoolController()
+
+
+@functools.cache
+def _cpus() -> int:
+    # what this process may use, control groups included; looking takes 0.1 ms
+    return int(cpu_count())
+
+
+def serial_blas() -> AbstractContextManager[Any]:
+    """Return a context in which BLAS runs on one thread.
+
+    Small matrices gain nothing from more, BLAS bits change with its thread
+    count, and threaded BLAS inside our own loops is several times slower.
+    """
+    limited: AbstractContextManager[Any] = _threadpools().limit(limits=1, user_api="blas")
+    return limited
+
+
+def thread_count(work: float = np.inf) -> int:
+    """Return how many threads a parallel loop over ``work`` multiplications gets.
+
+    Follows OMP_NUM_THREADS and threadpoolctl as scikit-learn does; 1 after a fork.
+    """
+    if _forked or work < _SERIAL_WORK:
+        return 1
+    limit = int(blocks.max_threads())
+    if os.environ.get("OMP_NUM_THREADS"):
+        return max(1, limit)
+    return max(1, min(limit, _cpus()))
+
+
+def use_instruction_set(name: str) -> None:
+    """Run the kernels on the named instruction set ("" = the best that this processor has)."""
+    if not blocks.select_tiles(name):
+        raise ImportError(
+            f"LEVSKETCH_SIMD={name!r} is unknown or this processor lacks it; "
+            "known are baseline, avx2 and avx512."
+        )
+
+
+use_instruction_set(os.environ.get("LEVSKETCH_SIMD", ""))
+
+
+class CpuBackend(Backend):
+    """Compiled row passes over NumPy arrays; results do not depend on the thread count."""
+
+    name = "cpu"
+
+    def rows(self, X: Any) -> Rows:
+        """Return ``X`` as C-contiguous, aligned, native float32 or float64 rows.
+
+        float16 and float32 stay exact in float32; every other type becomes
+        float64. A matching array is passed on without a copy.
+        """
+        dtype = np.float32 if X.dtype.kind == "f" and X.dtype.itemsize <= 4 else np.float64
+        return np.require(X, dtype=dtype, requirements=["C", "A"])
+
+    def block_grams(self, K: Rows, block: int) -> FloatArray:
+        """Return the Gram matrices (ceil(n / block), d, d) of consecutive row blocks."""
+        n, d = K.shape
+        out = np.empty((-(-n // block), d, d))
+        blocks.block_grams(K, block, out, thread_count(n * d * d))
+        return out
+
+    def whitened_row_norms(self, K: Rows, W: FloatArray, *, triangular: bool = False) -> FloatArray:
+        """Return ``||k_j W||^2`` for every row, without an n x c temporary."""
+        n, d = K.shape
+        out = np.zeros(n)
+        if n and W.shape[1]:
+            work = n * d * W.shape[1]
+            blocks.whitened_row_norms(
+                K, np.ascontiguousarray(W), triangular, out, thread_count(work)
+            )
+        return out
+
+    def qr_blocks(self, K: Rows, block: int) -> FloatArray:
+        """Return R factors (ceil(n / block), d, d), by LAPACK inside a loop over blocks."""
+        n, d = K.shape
+        out = np.empty((-(-n // block), d, d))
+        wide = np.ascontiguousarray(K, dtype=np.float64)
+        with serial_blas():
+            blocks.qr_blocks(wide, block, out, thread_count(n * d * d))
+        return out

@@ -1,0 +1,59 @@
+"""Arrays of other libraries: to host memory and back, without importing them first."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from array_api_compat import array_namespace
+
+_CPU = 1  # kDLCPU of the DLPack standard
+
+
+def is_foreign(X: Any) -> bool:
+    """Tell whether ``X`` is an array of a library other than NumPy (torch, CuPy, JAX)."""
+    return not isinstance(X, (np.ndarray, np.generic)) and hasattr(X, "__dlpack__")
+
+
+def to_numpy(X: Any) -> Any:
+    """Return a foreign array as a NumPy view (bfloat16: a float32 copy); others unchanged.
+
+    Raises
+    ------
+    TypeError
+        If the array lives on a device other than the CPU, or is a dask array.
+    """
+    if type(X).__module__.partition(".")[0] == "dask":
+        raise TypeError(
+            "dask arrays are not supported in this version; pass blocks of rows to partial_fit."
+        )
+    if not is_foreign(X):
+        if getattr(getattr(X, "dtype", None), "name", None) == "bfloat16":
+            return X.astype(np.float32)
+        return X
+    kind = f"{type(X).__module__.partition('.')[0]} array"
+    if X.__dlpack_device__()[0] != _CPU:
+        raise TypeError(
+            f"got a {kind} on a device other than the CPU; this version computes on the CPU: "
+            "copy it there first (torch: x.cpu(), CuPy: x.get())."
+        )
+    if hasattr(X, "detach"):
+        X = X.detach()
+    if str(X.dtype) == "torch.bfloat16":
+        X = X.float()  # exact: a bfloat16 is the upper half of a float32
+    return np.from_dlpack(X)
+
+
+def like(result: np.ndarray[Any, Any], template: Any) -> Any:
+    """Return ``result`` in the array library of ``template`` (NumPy for anything else)."""
+    return array_namespace(template).asarray(result) if is_foreign(template) else result
+
+
+def result_dtype(dtype: Any) -> np.dtype[Any]:
+    """Return the dtype of scores for rows of ``dtype``: float32 up to 32 bits, else float64.
+
+    Scores of half-precision rows come in float32: with the 11 or 8 bits of the
+    input they could not be compared with eps.
+    """
+    dtype = np.dtype(dtype)
+    return np.dtype(np.float32 if dtype.kind == "f" and dtype.itemsize <= 4 else np.float64)

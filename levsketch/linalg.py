@@ -1,0 +1,288 @@
+"""Small d x d work: scaled triangular factors, and whitening with a certified error.
+
+A factor is a pair (R, e): the upper triangular matrix ``R * 2**e``, column by
+column. Powers of two keep every column of R near one, so that keys of size
+1e300, 1e-300 or both lose nothing to overflow; scaling by them is exact.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from scipy.linalg import lapack
+
+from levsketch._typing import BoolArray, FloatArray, IntArray, Rows
+from levsketch.backends import Backend
+
+UNIT_ROUNDOFF = 2.0**-53
+# Relative error constant of the R-factor path, in units of roundoff times
+# sqrt(d) times the condition number: calibrated (docs/theory), not proved.
+QR_CONSTANT = 16.0
+# A whitening whose relative error bound is larger than this certifies nothing.
+MAX_ERROR = 0.5
+# Exponent of a column without entries: below that of any float64.
+NO_EXPONENT = -5000
+# Squares of columns whose Gram diagonal lies in this range neither overflow
+# nor underflow; others go through the R factor.
+GRAM_RANGE = (1e-200, 1e200)
+# Largest exponent that can be folded into a whitener without over/underflow.
+_FOLDABLE = 400
+
+
+class Factor(NamedTuple):
+    """The upper triangular matrix ``R * 2**exponents`` (d, d), column by column."""
+
+    R: FloatArray
+    exponents: IntArray
+
+
+def scale_columns(X: Rows, exponents: IntArray) -> FloatArray:
+    """Return ``X * 2**exponents`` (n, d) in float64, for any int exponents, without overflow midway."""
+    half = np.clip(exponents // 2, -1000, 1000)
+    rest = np.clip(exponents - half, -1000, 1000)
+    scaled: FloatArray = X * np.ldexp(1.0, half)
+    scaled *= np.ldexp(1.0, rest)
+    return scaled
+
+
+def column_exponents(X: Rows) -> IntArray:
+    """Return e (d,) with ``max |X[:, c]|`` in [2**(e-1), 2**e); NO_EXPONENT for zero columns."""
+    top = np.abs(X).max(axis=0, initial=0).astype(np.float64)
+    return np.where(top > 0, np.frexp(top)[1], NO_EXPONENT).astype(np.int64)
+
+
+def factor_blocks(backend: Backend, rows: Rows, block: int) -> list[Factor]:
+    """Return the R factors of consecutive row blocks, each scaled by its own exponents."""
+    starts = range(0, rows.shape[0], block)
+    exponents = [column_exponents(rows[i : i + block]) for i in starts]
+    scaled = np.concatenate(
+        [scale_columns(rows[i : i + block], -e) for i, e in zip(starts, exponents, strict=True)]
+    )
+    return [Factor(R, e) for R, e in zip(backend.qr_blocks(scaled, block), exponents, strict=True)]
+
+
+def stack_factors(backend: Backend, factors: Sequence[Factor]) -> Factor:
+    """Return the R factor of factors stacked on one another, by one Householder QR."""
+    if len(factors) == 1:
+        return factors[0]
+    exponents = np.max([f.exponents for f in factors], axis=0)
+    stacked = np.concatenate([scale_columns(f.R, f.exponents - exponents) for f in factors])
+    return Factor(backend.qr_blocks(stacked, stacked.shape[0])[0], exponents)
+
+
+def diagonal_factor(values: FloatArray) -> Factor:
+    """Return the factor of a diagonal matrix with entries ``values`` >= 0."""
+    mantissa, exponents = np.frexp(values)
+    return Factor(np.diag(mantissa), np.where(values > 0, exponents, NO_EXPONENT).astype(np.int64))
+
+
+def gram_factor(G: FloatArray) -> Factor | None:
+    """Return the Cholesky factor of G (d, d), zero columns allowed; None if it breaks down."""
+    diagonal = np.diagonal(G)
+    active = diagonal > 0
+    exponents = np.where(active, np.frexp(np.sqrt(diagonal))[1], NO_EXPONENT).astype(np.int64)
+    down = np.ldexp(1.0, -exponents[active])
+    C, info = lapack.dpotrf(G[np.ix_(active, active)] * down * down[:, None], clean=True)
+    if info != 0:
+        return None
+    R = np.zeros_like(G)
+    R[np.ix_(active, active)] = C
+    return Factor(R, exponents)
+
+
+def query_norms(factor: Factor, scaled_queries: FloatArray) -> FloatArray:
+    """Return ``||R q||`` for queries (m, d) already multiplied by ``2**exponents``."""
+    return np.asarray(np.linalg.norm(scaled_queries @ factor.R.T, axis=1))
+
+
+@dataclass(frozen=True, eq=False)
+class Whitening:
+    """How to turn a row into its leverage score against the rows of a factor.
+
+    With W = ``matrix`` (d, c), the score of k is ``||(k 2**-exponents) W||^2``:
+    W is the inverse of R, or its pseudo-inverse on the row space when the exact
+    rank is smaller than the number of nonzero columns.
+
+    Attributes
+    ----------
+    factor : Factor
+        The factor that was inverted.
+    matrix : (d, c) array
+        W, in scaled coordinates; rows of zero columns are zero.
+    triangular : bool
+        Whether W is upper triangular.
+    rank : int
+        Exact rank of the rows (proved by W itself or by the row space given).
+    active : (d,) bool array
+        Columns with a nonzero entry.
+    condition : float
+        ``||W||_F`` after columns have unit norm: within sqrt(d) of the condition number.
+    error : float
+        Bound e on the relative error of a whitened norm: true scores lie in
+        ``score / (1 + e)^2`` to ``score / (1 - e)^2``. Not certified above 1/2.
+    """
+
+    factor: Factor
+    matrix: FloatArray
+    triangular: bool
+    rank: int
+    active: BoolArray
+    condition: float
+    error: float
+
+    @property
+    def certified(self) -> bool:
+        """Whether the error bound says anything."""
+        return self.error <= MAX_ERROR
+
+    @property
+    def spans_coordinates(self) -> bool:
+        """Whether the row space is, provably, all vectors on the active columns."""
+        return self.certified and self.rank == int(self.active.sum())
+
+    @property
+    def deflation(self) -> float:
+        """``(1 - e)^2``: a computed score over this is an upper bound on the true one."""
+        return (1.0 - min(self.error, MAX_ERROR)) ** 2
+
+    def scores(self, backend: Backend, rows: Rows) -> FloatArray:
+        """Return the computed score of each row of ``rows`` (n, d), shape (n,)."""
+        e = np.where(self.active, self.factor.exponents, 0)
+        if np.abs(e).max(initial=0) <= _FOLDABLE:
+            W = self.matrix * np.ldexp(1.0, -e)[:, None]
+            return np.asarray(backend.whitened_row_norms(rows, W, triangular=self.triangular))
+        return np.asarray(
+            backend.whitened_row_norms(
+                scale_columns(rows, -e), self.matrix, triangular=self.triangular
+            )
+        )
+
+    def upper_bounds(self, scores: FloatArray) -> FloatArray:
+        """Return bounds, at most 1, that no true score of the rows seen exceeds."""
+        return np.minimum(scores / self.deflation, 1.0)
+
+    def lower_bounds(self, scores: FloatArray) -> FloatArray:
+        """Return bounds that every true score reaches."""
+        return np.minimum(scores, 1.0) / (1.0 + self.error) ** 2
+
+    def gram_growth(self, diagonals: FloatArray, block: int) -> FloatArray:
+        """Return, for each block, how much its Gram rounding can add to the relative error.
+
+        A computed Gram matrix of ``block`` rows is off by at most ``gamma
+        ||k_a|| ||k_b||`` in entry (a, b), hence by ``gamma d ||D x||^2`` in x^T G x,
+        with D the column norms (``diagonals`` (b, d), squared). ``||D x|| <=
+        ||D W||_F ||R x||``, and ||R x|| only grows as rows arrive: the bound holds
+        for ever. Infinite where the block has columns that W has not, or W has no
+        full rank on its columns.
+        """
+        d = diagonals.shape[1]
+        if not self.spans_coordinates:
+            return np.full(len(diagonals), np.inf)
+        e = np.where(self.active, self.factor.exponents, 0)
+        with np.errstate(over="ignore", under="ignore", invalid="ignore"):
+            weights = np.sum(self.matrix**2, axis=1) * np.ldexp(1.0, -2 * e)
+            growth = gram_roundoff(block, d) * d * (diagonals @ weights)
+        foreign = (diagonals[:, ~self.active] != 0).any(axis=1)
+        return np.where(foreign | ~np.isfinite(growth), np.inf, growth)
+
+
+def certified_condition(d: int) -> float:
+    """Return the condition number (``Whitening.condition``) up to which R factors certify."""
+    return MAX_ERROR / (QR_CONSTANT * UNIT_ROUNDOFF * float(np.sqrt(d)))
+
+
+def gram_roundoff(block: int, d: int) -> float:
+    """Return gamma of a Gram matrix of ``block`` rows, its sums in a tree and its factorisation."""
+    terms = (block + d + 70) * UNIT_ROUNDOFF
+    return terms / (1.0 - terms)
+
+
+def whiten(
+    factor: Factor,
+    exact_rank: Callable[[], int],
+    *,
+    gram_diagonal: FloatArray | None = None,
+    gram_error: float = 0.0,
+) -> Whitening:
+    """Return the whitening of a factor, with its rank and relative error bound.
+
+    Parameters
+    ----------
+    factor : Factor
+        Of all rows.
+    exact_rank : callable
+        Called only when float64 cannot prove full rank on the nonzero columns.
+    gram_diagonal, gram_error : (d,) array and float
+        Diagonal of, and relative error in, the part that came as a Gram matrix.
+
+    Notes
+    -----
+    With unit columns, K + dK = Q R and ``||dK||_F <= c u sqrt(d)``, so that
+    ``| ||R x|| / ||K x|| - 1 | <= c u sqrt(d) ||W||_F``; the same holds for the
+    product with W. The Gram part is relative by construction. Cost O(d^3).
+    """
+    R, d = factor.R, factor.R.shape[0]
+    norms = np.linalg.norm(R, axis=0)
+    active = norms > 0
+    count = int(active.sum())
+    if not count:
+        return Whitening(factor, np.zeros((d, d)), True, 0, active, 1.0, 0.0)
+    unit = R[:, active] / norms[active]
+    if count < d:  # without the zero columns the rest is triangular no more
+        unit = np.linalg.qr(unit, mode="r")
+    bound = functools.partial(
+        _error_bound,
+        norms=np.ldexp(norms[active], np.minimum(factor.exponents[active], 900)),
+        d=d,
+        gram_diagonal=None if gram_diagonal is None else gram_diagonal[active],
+        gram_error=gram_error,
+    )
+    W, rank, triangular = _triangular_inverse(unit), count, True
+    error = bound(W)
+    if error > MAX_ERROR:
+        rank = exact_rank()
+        if rank < count or not np.isfinite(error):
+            W, triangular = _pseudo_inverse(unit, rank), False
+            error = bound(W) if W.shape[1] == rank else np.inf
+    condition = float(np.linalg.norm(W))
+    W = W / norms[active][:, None]
+    matrix = np.zeros((d, d if triangular else W.shape[1]))
+    matrix[np.ix_(active, active) if triangular else active] = W
+    return Whitening(factor, matrix, triangular, rank, active, condition, error)
+
+
+def _error_bound(
+    W: FloatArray,
+    *,
+    norms: FloatArray,
+    d: int,
+    gram_diagonal: FloatArray | None,
+    gram_error: float,
+) -> float:
+    with np.errstate(over="ignore", invalid="ignore"):
+        condition = float(np.linalg.norm(W))
+        error = QR_CONSTANT * UNIT_ROUNDOFF * float(np.sqrt(d)) * condition
+        if gram_diagonal is not None:
+            # the Cholesky factorisation of the Gram part rounds once more
+            share = np.sum((W * (np.sqrt(gram_diagonal) / norms)[:, None]) ** 2)
+            error += gram_error + gram_roundoff(0, d) * d * float(share)
+    return error if np.isfinite(error) else np.inf
+
+
+def _triangular_inverse(R: FloatArray) -> FloatArray:
+    """Return the inverse of an upper triangular matrix; all infinite if it is singular."""
+    if not np.diagonal(R).all():
+        return np.full_like(R, np.inf)
+    inverse, _ = lapack.dtrtri(R)
+    return np.triu(inverse)
+
+
+def _pseudo_inverse(R: FloatArray, rank: int) -> FloatArray:
+    """Return V / s (c, rank) of the leading ``rank`` singular triplets that are not zero."""
+    _, s, vt = np.linalg.svd(R)
+    keep = min(rank, int(np.sum(s > s[0] * UNIT_ROUNDOFF)))
+    return np.asarray(vt[:keep].T / s[:keep])

@@ -1,0 +1,1 @@
+"""What is remembered between blocks: frozen arrays and numbers."""

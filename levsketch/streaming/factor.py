@@ -1,0 +1,280 @@
+"""What is remembered of the rows themselves: a d x d factor, built in a fixed tree.
+
+The stream is cut into blocks of ``block_size(d)`` rows, whatever batches it
+came in. A block leaves its Gram matrix if the rounding of that is certified to
+be harmless, else its R factor; both are added up in a binary counter. So the
+state depends on the rows alone, and its error does not grow with their number.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import NamedTuple, TypeVar
+
+import numpy as np
+
+from levsketch._checks import check_finite
+from levsketch._typing import BoolArray, FloatArray, Rows
+from levsketch.backends import Backend
+from levsketch.linalg import (
+    GRAM_RANGE,
+    Factor,
+    Whitening,
+    diagonal_factor,
+    factor_blocks,
+    gram_factor,
+    stack_factors,
+    whiten,
+)
+
+from .rank import RowSpace
+
+# The rounding of all Gram matrices together may move a score by this much,
+# relatively, as a proved bound; what is seen is thousands of times less.
+GRAM_BUDGET = 1e-4
+_SMALLEST_BLOCK = 1024
+# Gram matrices of one batch of blocks: at most this many doubles at a time.
+_GRAM_DOUBLES = 1 << 20
+
+T = TypeVar("T")
+Counter = tuple[tuple[int, T], ...]
+
+
+def block_size(d: int) -> int:
+    """Return the number of rows in a block: fixed, for it is part of the state's meaning."""
+    return max(_SMALLEST_BLOCK, 2 * d)
+
+
+def with_intercept(rows: Rows, intercept: bool) -> Rows:
+    """Return rows (n, d), with a column of ones before them if ``intercept``."""
+    if not intercept:
+        return rows
+    return np.concatenate([np.ones((len(rows), 1), rows.dtype), rows], axis=1)
+
+
+def count_up(counter: Counter[T], more: Counter[T], add: Callable[[T, T], T]) -> Counter[T]:
+    """Return a binary counter with the entries ``more`` (level, value) counted in."""
+    entries = list(counter)
+    for level, value in more:
+        while entries and entries[-1][0] <= level:
+            held, last = entries.pop()
+            value, level = add(last, value), max(held, level) + 1
+        entries.append((level, value))
+    return tuple(entries)
+
+
+class Leaves(NamedTuple):
+    """What a run of blocks adds to a factor: per block a Gram matrix or an R factor."""
+
+    grams: FloatArray
+    factors: list[Factor | None]
+    growth: FloatArray
+    spaces: list[RowSpace]
+    grew: list[BoolArray]
+
+
+@dataclass(frozen=True, eq=False)
+class StreamFactor:
+    """Factor of all whole blocks seen, plus an optional ridge.
+
+    Attributes
+    ----------
+    ridge : (d,) array
+        Added to the diagonal of the Gram matrix.
+    n_blocks : int
+        Whole blocks absorbed.
+    grams, factors : counters of (level, value)
+        Gram matrices (d, d) and R factors, each set summed in a binary counter.
+    gram_error : float
+        Proved bound on the relative error that the Gram matrices bring in.
+    space : RowSpace
+        Exact row space of the blocks.
+    """
+
+    ridge: FloatArray
+    n_blocks: int
+    grams: Counter[FloatArray]
+    factors: Counter[Factor]
+    gram_error: float
+    space: RowSpace
+
+    @classmethod
+    def empty(cls, d: int, ridge: FloatArray) -> StreamFactor:
+        """Return the factor of no rows; a ridge on a column makes it part of the row space."""
+        return cls(ridge, 0, (), (), 0.0, RowSpace.coordinates(ridge > 0))
+
+    @property
+    def d(self) -> int:
+        """Number of columns."""
+        return len(self.ridge)
+
+    def run_length(self) -> int:
+        """Return how many blocks may be measured together before the next fixed settling."""
+        upcoming = 1 << self.n_blocks.bit_length()  # the power of two above n_blocks
+        return min(upcoming - self.n_blocks, max(1, _GRAM_DOUBLES // self.d**2), 64)
+
+    def settles(self) -> bool:
+        """Whether this many blocks is a power of two, when the prefix is looked at afresh."""
+        return self.n_blocks & (self.n_blocks - 1) == 0
+
+    def measure(
+        self, backend: Backend, rows: Rows, prefix: Whitening | None, first_row: int
+    ) -> Leaves:
+        """Return what each whole block of ``rows`` adds, given the whitening of a prefix.
+
+        Raises ValueError for the first non-finite entry (``first_row`` numbers
+        the rows in the message).
+        """
+        block = block_size(self.d)
+        count = len(rows) // block
+        with np.errstate(over="ignore", invalid="ignore"):
+            grams = np.asarray(backend.block_grams(rows, block))
+        diagonals = np.ascontiguousarray(np.diagonal(grams, axis1=1, axis2=2))
+        in_range = self._check_range(rows, diagonals, block, first_row)
+        if prefix is None:
+            prefix = self._own_prefix(grams[0], block) if in_range[0] else None
+        growth = np.full(count, np.inf)
+        if prefix is not None:
+            growth[in_range] = prefix.gram_growth(diagonals[in_range], block)
+        spent = self.gram_error
+        for b in range(count):
+            if spent + growth[b] <= GRAM_BUDGET:
+                spent += growth[b]
+            else:
+                growth[b] = np.inf
+        late = np.flatnonzero(np.isinf(growth))
+        factors: list[Factor | None] = [None] * count
+        if len(late):
+            stacked = np.concatenate([rows[b * block : (b + 1) * block] for b in late])
+            for b, factor in zip(late, factor_blocks(backend, stacked, block), strict=True):
+                factors[b] = factor
+        spaces, grew = self._spaces(rows, block, prefix)
+        return Leaves(grams, factors, growth, spaces, grew)
+
+    def absorb(self, backend: Backend, leaves: Leaves, count: int) -> StreamFactor:
+        """Return the factor with the first ``count`` measured blocks added."""
+        grams, factors, error = self.grams, self.factors, self.gram_error
+        for b in range(count):
+            factor = leaves.factors[b]
+            if factor is None:
+                grams = count_up(grams, ((0, leaves.grams[b]),), np.add)
+                error += float(leaves.growth[b])
+            else:
+                factors = count_up(factors, ((0, factor),), _joiner(backend))
+        return replace(
+            self,
+            n_blocks=self.n_blocks + count,
+            grams=grams,
+            factors=factors,
+            gram_error=error,
+            space=leaves.spaces[count - 1],
+        )
+
+    def absorb_short(self, backend: Backend, rows: Rows) -> StreamFactor:
+        """Return the factor with a block of fewer rows added, as its R factor."""
+        (leaf,) = factor_blocks(backend, rows, len(rows))
+        return replace(
+            self,
+            n_blocks=self.n_blocks + 1,
+            factors=count_up(self.factors, ((0, leaf),), _joiner(backend)),
+            space=self.space.absorb(rows)[0],
+        )
+
+    def merge(self, backend: Backend, other: StreamFactor) -> StreamFactor:
+        """Return the factor of both streams of rows."""
+        return replace(
+            self,
+            n_blocks=self.n_blocks + other.n_blocks,
+            grams=count_up(self.grams, other.grams, np.add),
+            factors=count_up(self.factors, other.factors, _joiner(backend)),
+            gram_error=max(self.gram_error, other.gram_error),
+            space=self.space.merge(other.space),
+        )
+
+    def whitening(
+        self, backend: Backend, rows: Rows | None = None
+    ) -> tuple[Whitening, RowSpace, BoolArray]:
+        """Return the whitening of all blocks and of ``rows``, their space, and which rows grew it.
+
+        The ridge counts as rows. Cost O((d + len(rows)) d^2).
+        """
+        parts: list[Factor] = []
+        diagonal, error = None, self.gram_error
+        if self.grams:
+            total = self.grams[0][1]
+            for _, G in self.grams[1:]:
+                total = total + G
+            total = total + np.diag(self.ridge)
+            gram = gram_factor(total)
+            if gram is None:  # cannot happen within the budget; then nothing is certified
+                error = np.inf
+                values, vectors = np.linalg.eigh(total)
+                root = np.sqrt(np.maximum(values, 0.0))[:, None] * vectors.T
+                gram = factor_blocks(backend, root, self.d)[0]
+            parts.append(gram)
+            diagonal = np.diagonal(total)
+        elif self.ridge.any():
+            parts.append(diagonal_factor(np.sqrt(self.ridge)))
+        parts += [factor for _, factor in self.factors]
+        grew = np.zeros(0 if rows is None else len(rows), np.bool_)
+        if rows is not None and len(rows):
+            parts += factor_blocks(backend, rows, len(rows))
+        if not parts:
+            parts.append(diagonal_factor(np.zeros(self.d)))
+        space: RowSpace | None = None
+
+        def exact_rank() -> int:
+            nonlocal space, grew
+            if rows is None:
+                space = self.space
+            else:
+                space, grew = self.space.absorb(rows)
+            return space.rank
+
+        found = whiten(
+            stack_factors(backend, parts), exact_rank, gram_diagonal=diagonal, gram_error=error
+        )
+        if space is None:  # full rank on its columns was proved without it
+            space = RowSpace.coordinates(found.active)
+        return found, space, grew
+
+    def _check_range(
+        self, rows: Rows, diagonals: FloatArray, block: int, first_row: int
+    ) -> BoolArray:
+        """Return which blocks have squares inside float64's range; refuse NaN and inf."""
+        low, high = GRAM_RANGE
+        good = (diagonals >= low) & (diagonals <= high)
+        for b in np.flatnonzero(~good.all(axis=1)):
+            part = rows[b * block : (b + 1) * block]
+            check_finite(part, offset=first_row + int(b) * block)
+            # a zero on the diagonal is exact if the column is zero, else an underflow
+            good[b] |= ~part.any(axis=0)
+        return np.asarray(good.all(axis=1))
+
+    def _own_prefix(self, gram: FloatArray, block: int) -> Whitening | None:
+        """Return the whitening of the very first block, from its own Gram matrix."""
+        factor = gram_factor(gram + np.diag(self.ridge))
+        if factor is None:
+            return None
+        found = whiten(factor, lambda: 0, gram_diagonal=np.diagonal(gram))
+        return found if found.spans_coordinates else None
+
+    def _spaces(
+        self, rows: Rows, block: int, prefix: Whitening | None
+    ) -> tuple[list[RowSpace], list[BoolArray]]:
+        """Return the row space after each block, and which of its rows raised the rank."""
+        spaces, grew = [], []
+        space = self.space
+        if self.n_blocks == 0 and prefix is not None and prefix.spans_coordinates:
+            # the first block has full rank on its columns, and that is proved
+            space = space.merge(RowSpace.coordinates(prefix.active))
+        for b in range(len(rows) // block):
+            space, rose = space.absorb(rows[b * block : (b + 1) * block])
+            spaces.append(space)
+            grew.append(rose)
+        return spaces, grew
+
+
+def _joiner(backend: Backend) -> Callable[[Factor, Factor], Factor]:
+    return lambda older, newer: stack_factors(backend, (older, newer))

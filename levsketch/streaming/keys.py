@@ -1,0 +1,328 @@
+"""The whole streaming state: a factor of all rows, and the rows that can still matter.
+
+The sensitivity of a row never rises when rows are appended, so a row may be
+dropped for ever once its score in a prefix is below eps: the final set equals
+the one of all rows at once. Every decision falls at a fixed block boundary,
+so the state is the same bytes for any batching and any thread count.
+"""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from levsketch._checks import check_finite, check_row_count
+from levsketch._typing import BoolArray, FloatArray, IntArray, Rows
+from levsketch.backends import Backend
+from levsketch.backends.cpu import CpuBackend, serial_blas
+from levsketch.linalg import Whitening
+
+from .candidates import Candidates, best, mask_of
+from .factor import StreamFactor, block_size, with_intercept
+from .rank import RowSpace
+
+# Candidates may pile up to this many blocks before they are pruned.
+_CAPACITY_BLOCKS = 8
+# Rows beyond n_keys and min_keys that stay in the pool, so that the best of
+# the stream are rarely lost to a later change of order.
+_SPARE = 16
+
+
+class Policy(NamedTuple):
+    """What is asked of a stream; fixed from its first row."""
+
+    eps: float
+    n_keys: int | None
+    min_keys: int
+    intercept: bool
+    ridge: float
+
+    @property
+    def pool_size(self) -> int:
+        """How many of the best rows are kept besides those with a score >= eps."""
+        return 2 * max(self.min_keys, self.n_keys or 0) + _SPARE
+
+
+@dataclass(frozen=True, eq=False)
+class Selection:
+    """What a stream says at one moment.
+
+    ``rows``, ``index``, ``scores``, ``upper`` belong to the pool, in stream
+    order; ``universal`` and ``selected`` are masks over it.
+    """
+
+    whitening: Whitening
+    space: RowSpace
+    rows: FloatArray
+    index: IntArray
+    scores: FloatArray
+    upper: FloatArray
+    universal: BoolArray
+    selected: BoolArray
+    certified: bool
+    unselected_bound: float
+
+
+@dataclass(frozen=True, eq=False)
+class KeyStream:
+    """State after some rows: O(d^2) numbers for all of them, and the candidates.
+
+    Attributes
+    ----------
+    policy : Policy
+    n_features : int
+        Columns of the rows that users pass; one less than d with an intercept.
+    n_seen : int
+    dtype : str
+        Name of the dtype in which selected keys are given back.
+    pending : (m, d) float64 array
+        The last rows, fewer than a block.
+    factor : StreamFactor
+        Of all whole blocks.
+    prefix : Whitening or None
+        Of the blocks at the last settling; new rows are screened with it.
+    candidates : Candidates
+    """
+
+    policy: Policy
+    n_features: int
+    n_seen: int
+    dtype: str
+    pending: FloatArray
+    factor: StreamFactor
+    prefix: Whitening | None
+    candidates: Candidates
+
+    @classmethod
+    def empty(cls, policy: Policy, n_features: int) -> KeyStream:
+        """Return the state of no rows."""
+        d = n_features + int(policy.intercept)
+        ridge = np.full(d, policy.ridge)
+        if policy.intercept:
+            ridge[0] = 0.0
+        factor = StreamFactor.empty(d, ridge)
+        none = np.zeros((0, d))
+        return cls(policy, n_features, 0, "", none, factor, None, Candidates.empty(d))
+
+    @property
+    def d(self) -> int:
+        """Columns inside, with the one of the intercept."""
+        return self.factor.d
+
+    def update(self, backend: Backend, X: Rows) -> KeyStream:
+        """Return the state after the rows of ``X`` (n, n_features), any real dtype.
+
+        Raises ValueError for NaN or infinity, naming row and column of ``X``.
+        Cost 2 n d^2 flops where Gram matrices are certified, about 4 n d^2 in
+        LAPACK where not; memory O(d^2 + d (d/eps + block)).
+        """
+        n = len(X)
+        check_row_count(self.n_seen, n)
+        if n == 0:
+            return self
+        dtype = X.dtype if self.dtype == "" else np.result_type(X.dtype, self.dtype)
+        block = block_size(self.d)
+        state, done = self, 0
+        with serial_blas():
+            if len(self.pending):
+                done = min(n, block - len(self.pending))
+                head = self._rows(backend, X[:done])
+                check_finite(head)
+                rows = np.concatenate([self.pending, head])
+                state = replace(state, n_seen=self.n_seen + done, pending=rows)
+                if len(rows) == block:
+                    empty = replace(state, n_seen=state.n_seen - block, pending=rows[:0])
+                    state = empty._consume(backend, rows, 0)
+            while n - done >= block:
+                count = min((n - done) // block, state.factor.run_length())
+                rows = self._rows(backend, X[done : done + count * block])
+                state = state._consume(backend, rows, done)
+                done = state.n_seen - self.n_seen
+            if done < n:
+                tail = self._rows(backend, X[done:])
+                check_finite(tail, offset=done)
+                state = replace(state, pending=np.concatenate([state.pending, tail]))
+        return replace(state, n_seen=self.n_seen + n, dtype=dtype.name)
+
+    def merge(self, backend: Backend, other: KeyStream) -> KeyStream:
+        """Return the state of this stream followed by ``other``, which must ask the same."""
+        check_row_count(self.n_seen, other.n_seen)
+        if other.n_seen == 0 or self.n_seen == 0:
+            return self if other.n_seen == 0 else other
+        with serial_blas():
+            left = self._flushed(backend)
+            mine, theirs = left.candidates, other.candidates
+            rows, index = mine.extended(theirs.rows, theirs.index + self.n_seen)
+            both = replace(
+                mine,
+                rows=rows,
+                index=index,
+                rank_rows=np.concatenate([mine.rank_rows, theirs.rank_rows + self.n_seen]),
+                dropped_bound=max(mine.dropped_bound, theirs.dropped_bound),
+                sound=mine.sound and theirs.sound,
+            )
+            state = replace(
+                self,
+                n_seen=self.n_seen + other.n_seen,
+                dtype=np.result_type(self.dtype, other.dtype).name,
+                pending=other.pending,
+                factor=left.factor.merge(backend, other.factor),
+                candidates=both,
+            )
+            return state._settled(backend) if state.factor.n_blocks else state
+
+    @functools.cached_property
+    def selection(self) -> Selection:
+        """The set, its scores and its certificate, for all rows seen so far."""
+        backend = CpuBackend()
+        held = self.candidates
+        with serial_blas():
+            whitening, space, grew = self.factor.whitening(backend, self.pending)
+            first = self.n_seen - len(self.pending)
+            rows, index = held.extended(self.pending, first + np.arange(len(self.pending)))
+            raw = whitening.scores(backend, rows)
+        rank_rows = np.concatenate([held.rank_rows, first + np.flatnonzero(grew)])
+        scores, upper = np.minimum(raw, 1.0), whitening.upper_bounds(raw)
+        universal = upper >= self.policy.eps
+        if not whitening.certified:
+            # a row that brought a direction of its own may own it still
+            owner = np.isin(index, rank_rows)
+            upper[owner], universal[owner] = 1.0, True
+        order = best(scores, len(scores))
+        size = self.policy.n_keys
+        if size is None:
+            selected = universal.copy()
+            size = self.policy.min_keys
+            if selected.sum() < size:
+                selected[order[:size]] = True
+            proved = True
+        else:
+            selected = mask_of(order[:size], len(scores))
+            last = whitening.lower_bounds(scores[order[:size]])[-1:]
+            proved = bool((last >= held.dropped_bound).all())
+        out = upper[~selected].max(initial=0.0)
+        return Selection(
+            whitening,
+            space,
+            rows,
+            index,
+            scores,
+            upper,
+            universal,
+            selected,
+            certified=whitening.certified and held.sound and proved,
+            unselected_bound=max(float(out), held.dropped_bound),
+        )
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held by the arrays of the state."""
+        held = self.candidates
+        arrays = [self.pending, held.rows, held.index, held.rank_rows, self.factor.space.basis]
+        arrays += [G for _, G in self.factor.grams]
+        arrays += [array for _, factor in self.factor.factors for array in factor]
+        if self.prefix is not None:
+            arrays += [*self.prefix.factor, self.prefix.matrix]
+        return sum(a.nbytes for a in arrays)
+
+    def _rows(self, backend: Backend, X: Rows) -> Rows:
+        """Return rows as the kernels read them, with the column of the intercept."""
+        return with_intercept(backend.rows(X), self.policy.intercept)
+
+    def _capacity(self) -> int:
+        """Return how many candidates may pile up before they are pruned."""
+        return max(_CAPACITY_BLOCKS * block_size(self.d), 2 * self.candidates.kept)
+
+    def _consume(self, backend: Backend, rows: Rows, offset: int) -> KeyStream:
+        """Return the state after one or more whole blocks, up to the first settling.
+
+        There must be no pending rows. ``offset`` numbers the rows in errors.
+        """
+        block, held, capacity = block_size(self.d), self.candidates, self._capacity()
+        leaves = self.factor.measure(backend, rows, self.prefix, offset)
+        hopeful, bounds = self._screen(backend, rows)
+        waiting, count, grew, full = len(held), 0, False, False
+        while count < len(rows) // block and not (grew or full):
+            here = hopeful[count * block : (count + 1) * block]
+            grew = bool(leaves.grew[count].any())
+            if grew:  # the prefix does not span these rows: it says nothing of them
+                here[:] = True
+            waiting += int(here.sum())
+            full = waiting > capacity
+            count += 1
+        hopeful, bounds = hopeful[: count * block], bounds[: count * block]
+        taken, rose = np.flatnonzero(hopeful), np.flatnonzero(np.concatenate(leaves.grew[:count]))
+        new_rows, new_index = held.extended(rows[taken], self.n_seen + taken)
+        state = replace(
+            self,
+            n_seen=self.n_seen + count * block,
+            factor=self.factor.absorb(backend, leaves, count),
+            candidates=replace(
+                held,
+                rows=new_rows,
+                index=new_index,
+                rank_rows=np.concatenate([held.rank_rows, self.n_seen + rose]),
+                dropped_bound=max(held.dropped_bound, float(bounds[~hopeful].max(initial=0.0))),
+            ),
+        )
+        return state._settled(backend) if grew or full or state.factor.settles() else state
+
+    def _screen(self, backend: Backend, rows: Rows) -> tuple[BoolArray, FloatArray]:
+        """Return which new rows can still matter, and an upper bound on the score of each.
+
+        A row k with ``x = k^T G^-1 k`` in the prefix has the score ``x / (1 + x)``
+        once it is added, and no later score of it is larger.
+        """
+        if self.prefix is None or not self.prefix.certified:
+            return np.ones(len(rows), np.bool_), np.ones(len(rows))
+        x = self.prefix.scores(backend, rows) / self.prefix.deflation
+        with np.errstate(invalid="ignore"):
+            bounds = np.where(np.isinf(x), 1.0, x / (1.0 + x))
+        return bounds >= min(self.policy.eps, self.candidates.floor), bounds
+
+    def _settled(self, backend: Backend) -> KeyStream:
+        """Return the state with a fresh prefix, and without the rows that it rules out."""
+        prefix, space, _ = self.factor.whitening(backend)
+        held, policy = self.candidates, self.policy
+        raw = prefix.scores(backend, held.rows)
+        scores, upper = np.minimum(raw, 1.0), prefix.upper_bounds(raw)
+        order = best(scores, policy.pool_size)
+        keep = (upper >= policy.eps) | mask_of(order, len(held))
+        if not prefix.certified:
+            keep |= np.isin(held.index, held.rank_rows)
+            if len(held) <= self._capacity():
+                keep[:] = True  # nothing goes without proof, unless memory asks for it
+        full_rank = prefix.spans_coordinates
+        return replace(
+            self,
+            factor=replace(self.factor, space=space),
+            prefix=prefix,
+            candidates=replace(
+                held,
+                rows=held.rows[keep],
+                index=held.index[keep],
+                rank_rows=held.rank_rows[:0] if full_rank else held.rank_rows,
+                dropped_bound=max(held.dropped_bound, float(upper[~keep].max(initial=0.0))),
+                floor=float(scores[order[-1]]) if len(order) == policy.pool_size else 0.0,
+                kept=held.kept if keep.all() else int(keep.sum()),
+                sound=held.sound and (prefix.certified or bool(keep.all())),
+            ),
+        )
+
+    def _flushed(self, backend: Backend) -> KeyStream:
+        """Return the state with the pending rows absorbed as a short block."""
+        if not len(self.pending):
+            return self
+        first = self.n_seen - len(self.pending)
+        rows, index = self.candidates.extended(self.pending, first + np.arange(len(self.pending)))
+        _, grew = self.factor.space.absorb(self.pending)
+        rank_rows = np.concatenate([self.candidates.rank_rows, first + np.flatnonzero(grew)])
+        return replace(
+            self,
+            pending=self.pending[:0],
+            factor=self.factor.absorb_short(backend, self.pending),
+            candidates=replace(self.candidates, rows=rows, index=index, rank_rows=rank_rows),
+        )
