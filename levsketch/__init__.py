@@ -1,5 +1,38 @@
-"""levsketch: which keys can ever matter, to any query."""
+"""levsketch: which keys can ever matter, to any query - exactly, in one pass.
 
+Where things live, top to bottom; imports point down only
+(tests/test_architecture.py):
+
+    cli, plotting   the command and the pictures
+    estimators      what a user fits
+    algorithms      what the papers say, as functions over (..., n, d)
+    streaming       what is remembered between blocks
+    linalg          small d x d work
+    backends        the few operations over n rows
+    _kernels        compiled loops
+"""
+
+from importlib.metadata import version as _version
+
+from levsketch import datasets
+from levsketch._checks import CertificationWarning, LevsketchFormatError, LevsketchStateError
+from levsketch._show_versions import show_versions
 from levsketch.algorithms.heavy import heavy_attention
 from levsketch.algorithms.leverage import leverage_scores
 from levsketch.algorithms.universal_set import universal_set
+from levsketch.estimators import LeverageKeySelector, load
+
+__version__ = _version("levsketch")
+
+__all__ = [
+    "CertificationWarning",
+    "LeverageKeySelector",
+    "LevsketchFormatError",
+    "LevsketchStateError",
+    "datasets",
+    "heavy_attention",
+    "leverage_scores",
+    "load",
+    "show_versions",
+    "universal_set",
+]

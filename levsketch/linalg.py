@@ -41,7 +41,7 @@ class Factor(NamedTuple):
 
 
 def scale_columns(X: Rows, exponents: IntArray) -> FloatArray:
-    """Return ``X * 2**exponents`` (n, d) in float64, for any int exponents, without overflow midway."""
+    """Return ``X * 2**exponents`` (n, d) in float64, without overflow midway."""
     half = np.clip(exponents // 2, -1000, 1000)
     rest = np.clip(exponents - half, -1000, 1000)
     scaled: FloatArray = X * np.ldexp(1.0, half)

@@ -79,7 +79,7 @@ def heavy_entries(
     for start in range(0, len(Q), step):
         with serial_blas():
             A = attention_scores(selection.whitening, keys, upper, Q[start : start + step])
-        rows, columns = np.nonzero(A >= eps)
+        rows, columns = np.nonzero(eps <= A)
         counts = np.bincount(rows, minlength=len(A))
         indptr.append(indptr[-1][-1] + np.cumsum(counts))
         indices.append(index[columns])
@@ -153,3 +153,18 @@ def heavy_attention(Q: ArrayLike, K: ArrayLike, eps: float, p: float = 2) -> Any
         selection = select_keys(backend, keys[i], eps)
         out[i] = heavy_entries(selection, queries[i].astype(np.float64), eps, keys.shape[-2], dtype)
     return out[()]
+
+
+def witnesses(whitening: Whitening, keys: FloatArray) -> FloatArray:
+    """Return unit queries (k, d) along ``G^+ k_j``, which give key j its leverage score."""
+    e = np.where(whitening.active, whitening.factor.exponents, 0)
+    with serial_blas():
+        y = scale_columns(keys, -e) @ whitening.matrix @ whitening.matrix.T
+    mantissa, own = np.frexp(y)
+    top = np.max(
+        np.where(mantissa != 0, own - e, -(10**6)), axis=1, keepdims=True, initial=-(10**6)
+    )
+    with np.errstate(under="ignore"):
+        queries = np.ldexp(mantissa, np.maximum(own - e - top, -3000))
+    norms = np.linalg.norm(queries, axis=1, keepdims=True)
+    return np.asarray(queries / np.where(norms > 0, norms, 1.0))

@@ -17,7 +17,7 @@ from levsketch._checks import (
 from levsketch._typing import ArrayLike, Rows
 from levsketch.backends import Backend, backend_for
 from levsketch.backends.interchange import like, to_numpy
-from levsketch.linalg import certified_condition
+from levsketch.linalg import Whitening, certified_condition
 from levsketch.streaming.keys import KeyStream, Policy, Selection
 
 
@@ -35,18 +35,16 @@ def stacked(name: str, X: ArrayLike) -> Any:
     return host
 
 
-def warn_uncertified(selection_or_whitening: Any) -> None:
+def warn_uncertified(whitening: Whitening) -> None:
     """Warn that float64 could not prove a result, with the condition number."""
-    condition = selection_or_whitening.condition
-    limit = certified_condition(len(selection_or_whitening.active))
-    warnings.warn(uncertified_text(condition, limit), CertificationWarning, stacklevel=3)
+    text = uncertified_text(whitening.condition, certified_condition(len(whitening.active)))
+    warnings.warn(text, CertificationWarning, stacklevel=3)
 
 
 def select_keys(backend: Backend, K: Rows, eps: float) -> Selection:
     """Return the selection of one problem ``K`` (n, d), warning if it is not certified."""
-    n, d = K.shape
     policy = Policy(eps=eps, n_keys=None, min_keys=0, intercept=False, ridge=0.0)
-    selection = KeyStream.empty(policy, d).update(backend, K).selection
+    selection = KeyStream.empty(policy, K.shape[1]).update(backend, K).selection
     if not selection.certified:
         warn_uncertified(selection.whitening)
     return selection

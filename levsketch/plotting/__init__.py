@@ -1,0 +1,1 @@
+"""Pictures of fitted estimators, as scikit-learn draws its own: `*Display` classes."""

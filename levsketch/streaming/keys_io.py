@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 from collections.abc import Mapping
 from typing import Any
 
@@ -180,7 +182,7 @@ def _stack(items: list[Any], shape: tuple[int, ...]) -> FloatArray:
 
 def _levels(levels: list[int]) -> list[int]:
     if any(type(a) is not int or a < 0 for a in levels) or any(
-        a <= b for a, b in zip(levels, levels[1:], strict=False)
+        a <= b for a, b in itertools.pairwise(levels)
     ):
         raise LevsketchFormatError(f"tree levels {levels} do not fall.")
     return levels

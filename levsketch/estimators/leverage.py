@@ -1,0 +1,445 @@
+"""LeverageKeySelector: the keys that can matter to some query, from one pass."""
+
+from __future__ import annotations
+
+import warnings
+from numbers import Integral, Real
+from typing import Any, ClassVar, Self
+
+import numpy as np
+import scipy.sparse
+from sklearn.base import TransformerMixin
+from sklearn.utils._param_validation import Interval, StrOptions
+
+from levsketch._checks import check_finite, not_reduced_text
+from levsketch._typing import ArrayLike, BoolArray, FloatArray, Rows
+from levsketch.algorithms.heavy import attention_scores, heavy_entries, witnesses
+from levsketch.algorithms.leverage import score_rows
+from levsketch.algorithms.universal_set import warn_uncertified
+from levsketch.backends import backend_for
+from levsketch.backends.cpu import serial_blas
+from levsketch.backends.interchange import like, result_dtype
+from levsketch.streaming import keys_io
+from levsketch.streaming.factor import with_intercept
+from levsketch.streaming.keys import KeyStream, Policy, Selection
+
+from ._base import StreamEstimator
+
+
+class LeverageKeySelector(TransformerMixin, StreamEstimator):  # type: ignore[misc]
+    """Select the keys that some query can give an attention score >= eps.
+
+    For the scores ``A_j(q) = <q, k_j>^2 / sum_l <q, k_l>^2`` the largest value over
+    all queries is the leverage score of key j. The keys with a leverage score
+    >= eps are therefore a universal set: they hold every score >= eps of every
+    query. There are at most d / eps of them, and one pass finds them exactly.
+
+    ``fit`` learns the keys; ``transform`` maps queries to their scores against
+    the selected ones.
+
+    Parameters
+    ----------
+    eps : float in (0, 1], default=0.05
+        Threshold on the scores.
+    n_keys : int, optional
+        A budget instead of a threshold: select the ``n_keys`` keys with the largest
+        scores; ``certified_`` tells whether the stream proves them to be the largest.
+    min_keys : int, default=1
+        Top the set up with the best keys when fewer reach eps, so that ``transform``
+        is not empty (``scores_`` shows which those are).
+    intercept : bool, default=False
+        Use affine leverage, of the rows ``[1, k_j]``: invariant to shifting all keys,
+        as softmax is. Queries of ``transform`` have no intercept (b = 0).
+    ridge : float >= 0, default=0
+        Added to the normaliser as ``ridge * ||q||^2`` (units of a key squared), in
+        the scores and in ``transform`` alike.
+    decay, window, order :
+        Reserved; this version accepts 1.0, None and "exact" only.
+
+    Attributes
+    ----------
+    indices_ : (m,) int64 array
+        Row numbers of the selected keys in the stream, ascending.
+    keys_ : (m, d) array
+        The selected keys, in the real dtype of the input.
+    scores_ : (m,) float64 array
+        Their leverage scores against all rows seen.
+    guard_ : (m,) float64 array
+        Bounds on how far the true scores may lie above ``scores_``.
+    certified_ : bool
+        Whether float64 proves that no key is missing (with ``n_keys``: that the
+        selected keys are the top ones).
+    unselected_bound_ : float
+        No key outside the set can have a score above this: the set is universal
+        for every larger eps.
+    condition_number_ : float
+        Of the keys after scaling columns to unit norm, up to a factor sqrt(d).
+    method_ : {"gram", "qr", "gram+qr"}
+        What the blocks of rows left behind: Gram matrices where their rounding is
+        proved harmless, R factors otherwise.
+    n_samples_seen_, n_features_in_ : int
+    nbytes_ : int
+        Bytes of the state.
+
+    See Also
+    --------
+    leverage_scores : The scores of all rows, in two passes.
+    universal_set : The set alone, for stacks of problems.
+
+    Notes
+    -----
+    Time O(n d^2): 2 n d^2 flops where Gram matrices are certified. Memory
+    O(d^2 + d (d / eps + block)) for any n: a row is dropped for good once its score
+    in a prefix is below eps, which is exact because scores never rise when rows are
+    appended. Any batching of the rows, and any number of threads, leave the same
+    bytes of state. A key is kept when its computed score is within the error bound
+    of eps: none is missed, at the price of rare extra ones.
+
+    References
+    ----------
+    .. [1] Kannan, Bhattacharyya, Kacham, Woodruff, "LevAttention: Time, Space, and
+       Streaming Efficient Algorithm for Heavy Attentions", ICLR 2025,
+       arXiv 2410.05462.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from levsketch import LeverageKeySelector
+    >>> K = np.ones((1000, 2))
+    >>> K[700] = [1.0, -1.0]
+    >>> selector = LeverageKeySelector(eps=0.05)
+    >>> for block in np.split(K, 10):
+    ...     selector = selector.partial_fit(block)
+    >>> selector.indices_
+    array([700])
+    >>> selector.scores_.round(3)
+    array([1.])
+    >>> selector.transform([[1.0, 0.0]])  # this query spreads over all keys
+    array([[0.001]])
+    """
+
+    _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
+        "eps": [Interval(Real, 0, 1, closed="right")],
+        "n_keys": [Interval(Integral, 1, None, closed="left"), None],
+        "min_keys": [Interval(Integral, 0, None, closed="left")],
+        "intercept": ["boolean"],
+        "ridge": [Interval(Real, 0, None, closed="left")],
+        "decay": [Interval(Real, 0, 1, closed="right")],
+        "window": [Interval(Integral, 1, None, closed="left"), None],
+        "order": [StrOptions({"exact", "causal"})],
+    }
+
+    def __init__(
+        self,
+        eps: float = 0.05,
+        *,
+        n_keys: int | None = None,
+        min_keys: int = 1,
+        intercept: bool = False,
+        ridge: float = 0.0,
+        decay: float = 1.0,
+        window: int | None = None,
+        order: str = "exact",
+    ) -> None:
+        self.eps = eps
+        self.n_keys = n_keys
+        self.min_keys = min_keys
+        self.intercept = intercept
+        self.ridge = ridge
+        self.decay = decay
+        self.window = window
+        self.order = order
+
+    # -- fitting
+
+    def fit(self, X: ArrayLike, y: Any = None) -> Self:
+        """Learn the keys ``X``, forgetting earlier ones.
+
+        Parameters
+        ----------
+        X : array (n, d)
+            Keys: NumPy or anything it converts, DataFrame, or torch CPU tensor.
+        y : None
+            Ignored.
+
+        Returns
+        -------
+        self
+
+        Raises
+        ------
+        ValueError
+            For NaN or infinity (with row and column), and for parameters out of range.
+            The estimator is then as it was before.
+        """
+        return self._absorb(X, fresh=True)
+
+    def partial_fit(self, X: ArrayLike, y: Any = None) -> Self:
+        """Learn more keys; a stream in any batches gives the same state, byte for byte.
+
+        Parameters
+        ----------
+        X : array (n, d)
+            The next keys; n = 0 changes nothing.
+        y : None
+            Ignored.
+
+        Returns
+        -------
+        self
+
+        Raises
+        ------
+        ValueError
+            For NaN or infinity (with row and column) or another number of columns. No
+            row of the batch is then absorbed.
+        LevsketchStateError
+            If a parameter changed since the stream began, or two threads are at it.
+        """
+        return self._absorb(X, fresh=False)
+
+    # -- what was selected
+
+    @property
+    def indices_(self) -> Any:
+        """Row numbers of the selected keys in the stream, ascending."""
+        return self._out(self._selected().index[self._mask()])
+
+    @property
+    def keys_(self) -> Any:
+        """The selected keys (m, d)."""
+        keys = self._selected().rows[self._mask()][:, int(self.intercept) :]
+        dtype = np.dtype(self._stream.dtype)
+        return self._out(keys.astype(dtype if dtype.kind == "f" else np.float64))
+
+    @property
+    def scores_(self) -> Any:
+        """Leverage scores (m,) of the selected keys against all rows seen."""
+        return self._out(self._selected().scores[self._mask()])
+
+    @property
+    def guard_(self) -> Any:
+        """Bounds (m,) on how far the true scores may lie above ``scores_``."""
+        found, mask = self._selected(), self._mask()
+        return self._out(found.upper[mask] - found.scores[mask])
+
+    @property
+    def certified_(self) -> bool:
+        """Whether the set is proved."""
+        return bool(self._selected().certified)
+
+    @property
+    def unselected_bound_(self) -> float:
+        """Upper bound on the score of every key outside the set."""
+        return float(self._selected().unselected_bound)
+
+    @property
+    def condition_number_(self) -> float:
+        """Condition number of the keys after column scaling, up to a factor sqrt(d)."""
+        return float(self._selected().whitening.condition)
+
+    @property
+    def method_(self) -> str:
+        """Which way the blocks of rows went: "gram", "qr" or "gram+qr"."""
+        stream = self._fitted_stream()
+        by_qr = bool(stream.factor.factors) or len(stream.pending) > 0
+        return "+".join(["gram"] * bool(stream.factor.grams) + ["qr"] * by_qr)
+
+    def get_support(self, indices: bool = False) -> Any:
+        """Return a mask (n_samples_seen_,) of the selected rows, or their numbers.
+
+        Parameters
+        ----------
+        indices : bool, default=False
+            Return ``indices_`` instead of the mask.
+        """
+        found = self._selected().index[self._mask()]
+        if indices:
+            return self._out(found)
+        mask = np.zeros(self.n_samples_seen_, np.bool_)
+        mask[found] = True
+        return self._out(mask)
+
+    def select(self, K: ArrayLike, V: ArrayLike | None = None) -> Any:
+        """Return the selected rows of ``K`` (and of ``V``), arrays with all rows seen.
+
+        Parameters
+        ----------
+        K : array (n_samples_seen_, ...)
+        V : array (n_samples_seen_, ...), optional
+
+        Returns
+        -------
+        array (m, ...), or a pair of them if ``V`` is given
+            In the library and dtype of the input.
+        """
+        index = self._selected().index[self._mask()]
+        taken = []
+        for name, array in (("K", K), ("V", V)):
+            if array is None:
+                continue
+            rows = array if hasattr(array, "shape") else np.asarray(array)
+            if len(rows) != self.n_samples_seen_:
+                raise ValueError(
+                    f"{name} has {len(rows)} rows, but {self.n_samples_seen_} were seen; "
+                    "row numbers would not match."
+                )
+            taken.append(rows.iloc[index] if hasattr(rows, "iloc") else rows[like(index, rows)])
+        return taken[0] if V is None else tuple(taken)
+
+    def witness_queries(self) -> Any:
+        """Return, for each selected key, the query for which it attains its score.
+
+        Returns
+        -------
+        (m, d) float64 array
+            Rows ``G^+ k_j`` scaled to unit length (scores do not depend on length);
+            (m, d + 1) with ``intercept=True``, the weight of the intercept last.
+        """
+        found = self._selected()
+        queries = witnesses(found.whitening, found.rows[self._mask()])
+        return self._out(np.roll(queries, -1, axis=1) if self.intercept else queries)
+
+    # -- queries
+
+    def transform(self, X: ArrayLike) -> Any:
+        """Return the attention scores of queries against the selected keys, exactly.
+
+        Parameters
+        ----------
+        X : array (n_queries, d)
+            Queries.
+
+        Returns
+        -------
+        (n_queries, m) array
+            ``<q, k_j>^2 / (sum_l <q, k_l>^2 + ridge ||q||^2)``, the sum over all keys
+            seen; in the library of ``X``, float32 if X has at most 32 bits. The zero
+            query, and queries orthogonal to all keys, give zeros.
+
+        Notes
+        -----
+        O(d (d + m)) a query, independent of the number of keys seen.
+        """
+        Q, dtype = self._queries(X)
+        found, mask = self._selected(), self._mask()
+        with serial_blas():
+            scores = attention_scores(found.whitening, found.rows[mask], found.upper[mask], Q)
+        return like(scores.astype(dtype, copy=False), X)
+
+    def heavy_scores(self, X: ArrayLike) -> scipy.sparse.csr_array:
+        """Return exactly the attention scores >= eps of queries, over all keys seen.
+
+        Parameters
+        ----------
+        X : array (n_queries, d)
+            Queries.
+
+        Returns
+        -------
+        scipy.sparse.csr_array (n_queries, n_samples_seen_)
+            Every entry >= eps and no other, whatever ``n_keys`` and ``min_keys``.
+        """
+        Q, dtype = self._queries(X)
+        return heavy_entries(
+            self._selected(), Q, self._stream.policy.eps, self._stream.n_seen, dtype
+        )
+
+    def score_samples(self, X: ArrayLike) -> Any:
+        """Return the leverage of the rows of ``X`` against the rows seen.
+
+        Parameters
+        ----------
+        X : array (n, d)
+
+        Returns
+        -------
+        (n,) array
+            ``x^T (K^T K + ridge I)^+ x``: for a row that was seen, its score; infinite
+            for a row outside the row space of the keys, which is decided exactly.
+            In the library of ``X``, float32 if X has at most 32 bits.
+        """
+        stream, found = self._fitted_stream(), self._selected()
+        rows = self._validated(self, X, reset=False)
+        check_finite(rows)
+        out = np.empty(len(rows), result_dtype(rows.dtype))
+        with serial_blas():
+            score_rows(backend_for(rows), found.whitening, rows, stream.policy.intercept, out)
+        out[found.space.outside(with_intercept(rows, stream.policy.intercept))] = np.inf
+        return like(out, X)
+
+    def get_feature_names_out(self, input_features: Any = None) -> Any:
+        """Return the names "key<row>" of the columns of ``transform``."""
+        index = self._selected().index[self._mask()]
+        return np.asarray([f"key{row}" for row in index], dtype=object)
+
+    # -- inside
+
+    def _queries(self, X: ArrayLike) -> tuple[FloatArray, Any]:
+        """Return queries as float64 with a zero for the intercept, and the dtype of results."""
+        self._fitted_stream()
+        rows = self._validated(self, X, reset=False)
+        check_finite(rows)
+        Q = rows.astype(np.float64, copy=False)
+        if self._stream.policy.intercept:
+            Q = np.concatenate([np.zeros((len(Q), 1)), Q], axis=1)
+        return Q, result_dtype(rows.dtype)
+
+    def _announce(self, stream: KeyStream, *, fresh: bool) -> None:
+        if not fresh:
+            return  # a stream may be far from its end: what is read off it will warn
+        if self.n_keys is None and stream.d / self.eps >= stream.n_seen:
+            warnings.warn(not_reduced_text(stream.d, self.eps, stream.n_seen), stacklevel=4)
+        self._checked_selection(stream)
+
+    @staticmethod
+    def _checked_selection(stream: KeyStream) -> Selection:
+        """Return the selection of a stream; on the first look, warn if float64 proves nothing."""
+        known = "selection" in stream.__dict__
+        found = stream.selection
+        if not known and not found.whitening.certified:
+            warn_uncertified(found.whitening)
+        return found
+
+    def _selected(self) -> Selection:
+        return self._checked_selection(self._fitted_stream())
+
+    def _mask(self) -> BoolArray:
+        return self._selected().selected
+
+    def _policy(self) -> Policy:
+        for name, only in (("decay", 1.0), ("window", None), ("order", "exact")):
+            if getattr(self, name) != only:
+                raise ValueError(
+                    f"{name}={getattr(self, name)!r} is not available in this version; "
+                    f"only {name}={only!r} is."
+                )
+        return Policy(
+            eps=float(self.eps),
+            n_keys=None if self.n_keys is None else int(self.n_keys),
+            min_keys=int(self.min_keys),
+            intercept=bool(self.intercept),
+            ridge=float(self.ridge),
+        )
+
+    def _empty_stream(self, policy: Policy, n_features: int) -> KeyStream:
+        return KeyStream.empty(policy, n_features)
+
+    def _updated(self, stream: KeyStream, X: Rows) -> KeyStream:
+        return stream.update(backend_for(X), X)
+
+    def _merged(self, mine: KeyStream, other: KeyStream) -> KeyStream:
+        return mine.merge(backend_for(None), other)
+
+    def _stream_arrays(self, stream: KeyStream) -> tuple[dict[str, Any], dict[str, Any]]:
+        return keys_io.to_arrays(stream)
+
+    @classmethod
+    def _stream_from(cls, meta: Any, arrays: Any) -> KeyStream:
+        return keys_io.from_arrays(meta, arrays)
+
+    def __sklearn_tags__(self) -> Any:
+        """Return scikit-learn's tags: dense finite input, float32 and float64 kept."""
+        tags = super().__sklearn_tags__()
+        tags.transformer_tags.preserves_dtype = ["float64", "float32"]
+        return tags
