@@ -13,7 +13,7 @@ def show_versions() -> None:
     Paste it into bug reports. ``LEVSKETCH_SIMD`` (baseline, avx2, avx512) forces a
     lower instruction set before import.
     """
-    from levsketch._kernels import blocks
+    import levsketch._kernels.blocks as blocks
     from levsketch.backends.cpu import thread_count
 
     print(f"python: {sys.version.split()[0]} on {platform.platform()}")

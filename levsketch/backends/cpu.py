@@ -11,7 +11,7 @@ import numpy as np
 from joblib import cpu_count
 from threadpoolctl import ThreadpoolController
 
-from levsketch._kernels import blocks
+import levsketch._kernels.blocks as blocks
 from levsketch._typing import FloatArray, Rows
 
 from .base import Backend

@@ -44,7 +44,7 @@ def make_planted_attention(
     Returns
     -------
     Bunch
-        ``keys`` (n, d) and ``queries`` (n_queries, d), float64; ``relevant``
+        ``K`` (n, d) and ``Q`` (n_queries, d), float64; ``relevant``
         (n_relevant,) row numbers, ascending; ``relevant_bound``, below which no
         relevant key has its leverage score; ``irrelevant_bound``, above which no other
         key has it. Any eps between recovers ``relevant`` when the first is larger.
@@ -60,7 +60,7 @@ def make_planted_attention(
     >>> import numpy as np
     >>> from levsketch import datasets, leverage_scores
     >>> planted = datasets.make_planted_attention(random_state=0)
-    >>> scores = leverage_scores(planted.keys)
+    >>> scores = leverage_scores(planted.K)
     >>> bool(scores[planted.relevant].min() >= planted.relevant_bound)
     True
     """
@@ -100,8 +100,8 @@ def make_planted_attention(
     least = np.linalg.svd(keys, compute_uv=False)[-1] if n_samples >= n_features else 0.0
     largest = np.max(np.sum(N * N, axis=1))
     return Bunch(
-        keys=keys,
-        queries=queries,
+        K=keys,
+        Q=queries,
         relevant=relevant,
         relevant_bound=float(smallest**2 / (smallest**2 + noise**2)),
         irrelevant_bound=float(min(1.0, largest / least**2)) if least > 0 else 1.0,
@@ -136,14 +136,14 @@ def make_ill_conditioned_keys(
     Returns
     -------
     Bunch
-        ``keys`` (n, d) float64; ``lone_row``, the row number of the lone key or None.
+        ``K`` (n, d) float64; ``lone_row``, the row number of the lone key or None.
 
     Examples
     --------
     >>> from levsketch import datasets, leverage_scores
     >>> made = datasets.make_ill_conditioned_keys(lone=1e-300, rotate=False, random_state=0)
-    >>> leverage_scores(made.keys)[made.lone_row]
-    np.float64(1.0)
+    >>> float(leverage_scores(made.K)[made.lone_row].round(12))
+    1.0
     """
     if not n_features < n_samples:
         raise ValueError(f"n_samples must be above n_features = {n_features}, got {n_samples}.")
@@ -165,4 +165,4 @@ def make_ill_conditioned_keys(
         keys = np.insert(keys, lone_row, alone, axis=0)
     if rotate:
         keys = keys @ np.linalg.qr(rng.standard_normal((n_features, n_features)))[0]
-    return Bunch(keys=keys, lone_row=lone_row)
+    return Bunch(K=keys, lone_row=lone_row)

@@ -324,7 +324,7 @@ class LeverageKeySelector(TransformerMixin, StreamEstimator):  # type: ignore[mi
         Q, dtype = self._queries(X)
         found, mask = self._selected(), self._mask()
         with serial_blas():
-            scores = attention_scores(found.whitening, found.rows[mask], found.upper[mask], Q)
+            scores, _ = attention_scores(found.whitening, found.rows[mask], found.upper[mask], Q)
         return like(scores.astype(dtype, copy=False), X)
 
     def heavy_scores(self, X: ArrayLike) -> scipy.sparse.csr_array:
@@ -338,7 +338,8 @@ class LeverageKeySelector(TransformerMixin, StreamEstimator):  # type: ignore[mi
         Returns
         -------
         scipy.sparse.csr_array (n_queries, n_samples_seen_)
-            Every entry >= eps and no other, whatever ``n_keys`` and ``min_keys``.
+            Every entry >= eps, whatever ``n_keys`` and ``min_keys``, and no other but
+            those that are below eps by less than their rounding error.
         """
         Q, dtype = self._queries(X)
         return heavy_entries(

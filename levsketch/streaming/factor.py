@@ -147,8 +147,8 @@ class StreamFactor:
         factors: list[Factor | None] = [None] * count
         if len(late):
             stacked = np.concatenate([rows[b * block : (b + 1) * block] for b in late])
-            for b, factor in zip(late, factor_blocks(backend, stacked, block), strict=True):
-                factors[b] = factor
+            for i, factor in enumerate(factor_blocks(backend, stacked, block)):
+                factors[late[i]] = factor
         spaces, grew = self._spaces(rows, block, prefix)
         return Leaves(grams, factors, growth, spaces, grew)
 

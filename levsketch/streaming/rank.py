@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+import levsketch._kernels.modular as modular
 from levsketch._checks import LevsketchFormatError
-from levsketch._kernels import modular
 from levsketch._typing import BoolArray, Rows
 
 # Rows are looked at in chunks of this many, so that none is widened whole.
