@@ -20,8 +20,10 @@ cdef extern from "tiles.h" nogil:
         Py_ssize_t (*gram_scratch)(Py_ssize_t) noexcept nogil
         Py_ssize_t (*whitener_size)(Py_ssize_t, Py_ssize_t) noexcept nogil
         Py_ssize_t (*norms_scratch)(Py_ssize_t) noexcept nogil
-        void (*gram_f64)(const double *, Py_ssize_t, Py_ssize_t, Py_ssize_t, double *, double *) noexcept nogil
-        void (*gram_f32)(const float *, Py_ssize_t, Py_ssize_t, Py_ssize_t, double *, double *) noexcept nogil
+        void (*gram_f64)(
+            const double *, Py_ssize_t, Py_ssize_t, Py_ssize_t, double *, double *) noexcept nogil
+        void (*gram_f32)(
+            const float *, Py_ssize_t, Py_ssize_t, Py_ssize_t, double *, double *) noexcept nogil
         void (*pack_whitener)(const double *, Py_ssize_t, Py_ssize_t, int, double *) noexcept nogil
         void (*norms_f64)(
             const double *, Py_ssize_t, Py_ssize_t, Py_ssize_t, const double *, Py_ssize_t,
@@ -81,7 +83,11 @@ def block_grams(const floating[:, ::1] K, Py_ssize_t block, double[:, :, ::1] ou
 
 
 def whitened_row_norms(
-    const floating[:, ::1] K, const double[:, ::1] W, bint triangular, double[::1] out, int n_threads
+    const floating[:, ::1] K,
+    const double[:, ::1] W,
+    bint triangular,
+    double[::1] out,
+    int n_threads,
 ):
     """out[j] = ||k_j W||^2 for the rows of K (n, d) and W (d, c), upper triangular or not."""
     cdef Py_ssize_t n = K.shape[0], d = K.shape[1], c = W.shape[1]

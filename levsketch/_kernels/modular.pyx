@@ -20,12 +20,15 @@ cdef extern from "residue.h" nogil:
     uint64_t residue_of(double, const uint64_t *)
     uint64_t residue_random(uint64_t)
 
-cdef uint64_t powers[2150]
+cdef uint64_t powers[LEV_POWERS]
 residue_powers(powers)
 
 
 cdef void draw_null_vector(
-    const uint64_t[:, ::1] basis, const uint8_t[::1] pivots, uint64_t *z) noexcept nogil:
+    const uint64_t[:, ::1] basis,
+    const uint8_t[::1] pivots,
+    uint64_t *z,
+) noexcept nogil:
     """A random vector orthogonal to the basis: zero against every row inside the space."""
     cdef Py_ssize_t d = basis.shape[0], c, j
     cdef uint64_t total, drawn = 0
@@ -79,7 +82,10 @@ cdef bint outside(const double *x, const uint64_t *z, Py_ssize_t d) noexcept nog
 
 
 def absorb_rows(
-    const double[:, ::1] X, uint64_t[:, ::1] basis, uint8_t[::1] pivots, uint8_t[::1] grew
+    const double[:, ::1] X,
+    uint64_t[:, ::1] basis,
+    uint8_t[::1] pivots,
+    uint8_t[::1] grew,
 ):
     """Add rows X (n, d) to the basis in place; grew[i] = 1 where row i raised the rank."""
     cdef Py_ssize_t n = X.shape[0], d = X.shape[1], i, j, rank = 0

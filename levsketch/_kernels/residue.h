@@ -9,8 +9,8 @@
 #ifndef LEVSKETCH_RESIDUE_H
 #define LEVSKETCH_RESIDUE_H
 
-#include <math.h>
 #include <stdint.h>
+#include <string.h>
 
 #define LEV_P ((uint64_t)2305843009213693921u) /* 2^61 - 31 */
 
@@ -50,8 +50,8 @@ static inline uint64_t residue_inv(uint64_t a)
 }
 
 /* powers[k] = 2^(k - LEV_BIAS) */
-#define LEV_BIAS 1130
-#define LEV_POWERS 2150
+#define LEV_BIAS 1080
+#define LEV_POWERS 2100
 static inline void residue_powers(uint64_t *powers)
 {
     uint64_t half = (LEV_P + 1) / 2;
@@ -63,14 +63,16 @@ static inline void residue_powers(uint64_t *powers)
 /* The image of a finite double. */
 static inline uint64_t residue_of(double x, const uint64_t *powers)
 {
-    int e;
-    double f;
-    if (x == 0.0)
-        return 0;
-    f = frexp(x, &e);
-    int64_t m = (int64_t)ldexp(f, 53);
-    uint64_t r = residue_mul((uint64_t)(m < 0 ? -m : m), powers[e - 53 + LEV_BIAS]);
-    return m < 0 ? residue_neg(r) : r;
+    uint64_t bits, m;
+    memcpy(&bits, &x, sizeof bits);
+    int exponent = (int)(bits >> 52 & 0x7ff);
+    m = bits & (((uint64_t)1 << 52) - 1);
+    if (exponent)
+        m |= (uint64_t)1 << 52;
+    else
+        exponent = 1; /* denormal, or zero */
+    m = residue_mul(m, powers[exponent - 1075 + LEV_BIAS]);
+    return bits >> 63 ? residue_neg(m) : m;
 }
 
 /* SplitMix64: the k-th number of a fixed pseudo-random sequence, below P. */
