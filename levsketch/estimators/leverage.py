@@ -8,11 +8,10 @@ from typing import Any, ClassVar, Self
 
 import numpy as np
 import scipy.sparse
-from sklearn.base import TransformerMixin
 from sklearn.utils._param_validation import Interval, StrOptions
 
 from levsketch._checks import check_finite, not_reduced_text
-from levsketch._typing import ArrayLike, BoolArray, FloatArray, Rows
+from levsketch._typing import ArrayLike, FloatArray, Rows
 from levsketch.algorithms.heavy import attention_scores, heavy_entries, witnesses
 from levsketch.algorithms.leverage import score_rows
 from levsketch.algorithms.universal_set import warn_uncertified
@@ -23,10 +22,10 @@ from levsketch.streaming import keys_io
 from levsketch.streaming.factor import with_intercept
 from levsketch.streaming.keys import KeyStream, Policy, Selection
 
-from ._base import StreamEstimator
+from ._key_selector import KeySelector
 
 
-class LeverageKeySelector(TransformerMixin, StreamEstimator):  # type: ignore[misc]
+class LeverageKeySelector(KeySelector):
     """Select the keys that some query can give an attention score >= eps.
 
     For the scores ``A_j(q) = <q, k_j>^2 / sum_l <q, k_l>^2`` the largest value over
@@ -201,91 +200,11 @@ class LeverageKeySelector(TransformerMixin, StreamEstimator):  # type: ignore[mi
     # -- what was selected
 
     @property
-    def indices_(self) -> Any:
-        """Row numbers of the selected keys in the stream, ascending."""
-        return self._out(self._selected().index[self._mask()])
-
-    @property
-    def keys_(self) -> Any:
-        """The selected keys (m, d)."""
-        keys = self._selected().rows[self._mask()][:, int(self.intercept) :]
-        dtype = np.dtype(self._stream.dtype)
-        return self._out(keys.astype(dtype if dtype.kind == "f" else np.float64))
-
-    @property
-    def scores_(self) -> Any:
-        """Leverage scores (m,) of the selected keys against all rows seen."""
-        return self._out(self._selected().scores[self._mask()])
-
-    @property
-    def guard_(self) -> Any:
-        """Bounds (m,) on how far the true scores may lie above ``scores_``."""
-        found, mask = self._selected(), self._mask()
-        return self._out(found.upper[mask] - found.scores[mask])
-
-    @property
-    def certified_(self) -> bool:
-        """Whether the set is proved."""
-        return bool(self._selected().certified)
-
-    @property
-    def unselected_bound_(self) -> float:
-        """Upper bound on the score of every key outside the set."""
-        return float(self._selected().unselected_bound)
-
-    @property
-    def condition_number_(self) -> float:
-        """Condition number of the keys after column scaling, up to a factor sqrt(d)."""
-        return float(self._selected().whitening.condition)
-
-    @property
     def method_(self) -> str:
         """Which way the blocks of rows went: "gram", "qr" or "gram+qr"."""
         stream = self._fitted_stream()
         by_qr = bool(stream.factor.factors) or len(stream.pending) > 0
         return "+".join(["gram"] * bool(stream.factor.grams) + ["qr"] * by_qr)
-
-    def get_support(self, indices: bool = False) -> Any:
-        """Return a mask (n_samples_seen_,) of the selected rows, or their numbers.
-
-        Parameters
-        ----------
-        indices : bool, default=False
-            Return ``indices_`` instead of the mask.
-        """
-        found = self._selected().index[self._mask()]
-        if indices:
-            return self._out(found)
-        mask = np.zeros(self.n_samples_seen_, np.bool_)
-        mask[found] = True
-        return self._out(mask)
-
-    def select(self, K: ArrayLike, V: ArrayLike | None = None) -> Any:
-        """Return the selected rows of ``K`` (and of ``V``), arrays with all rows seen.
-
-        Parameters
-        ----------
-        K : array (n_samples_seen_, ...)
-        V : array (n_samples_seen_, ...), optional
-
-        Returns
-        -------
-        array (m, ...), or a pair of them if ``V`` is given
-            In the library and dtype of the input.
-        """
-        index = self._selected().index[self._mask()]
-        taken = []
-        for name, array in (("K", K), ("V", V)):
-            if array is None:
-                continue
-            rows = array if hasattr(array, "shape") else np.asarray(array)
-            if len(rows) != self.n_samples_seen_:
-                raise ValueError(
-                    f"{name} has {len(rows)} rows, but {self.n_samples_seen_} were seen; "
-                    "row numbers would not match."
-                )
-            taken.append(rows.iloc[index] if hasattr(rows, "iloc") else rows[like(index, rows)])
-        return taken[0] if V is None else tuple(taken)
 
     def witness_queries(self) -> Any:
         """Return, for each selected key, the query for which it attains its score.
@@ -297,7 +216,7 @@ class LeverageKeySelector(TransformerMixin, StreamEstimator):  # type: ignore[mi
             (m, d + 1) with ``intercept=True``, the weight of the intercept last.
         """
         found = self._selected()
-        queries = witnesses(found.whitening, found.rows[self._mask()])
+        queries = witnesses(found.whitening, found.rows[self._selected().selected])
         return self._out(np.roll(queries, -1, axis=1) if self.intercept else queries)
 
     # -- queries
@@ -322,7 +241,7 @@ class LeverageKeySelector(TransformerMixin, StreamEstimator):  # type: ignore[mi
         O(d (d + m)) a query, independent of the number of keys seen.
         """
         Q, dtype = self._queries(X)
-        found, mask = self._selected(), self._mask()
+        found, mask = self._selected(), self._selected().selected
         with serial_blas():
             scores, _ = attention_scores(found.whitening, found.rows[mask], found.upper[mask], Q)
         return like(scores.astype(dtype, copy=False), X)
@@ -369,11 +288,6 @@ class LeverageKeySelector(TransformerMixin, StreamEstimator):  # type: ignore[mi
         out[found.space.outside(with_intercept(rows, stream.policy.intercept))] = np.inf
         return like(out, X)
 
-    def get_feature_names_out(self, input_features: Any = None) -> Any:
-        """Return the names "key<row>" of the columns of ``transform``."""
-        index = self._selected().index[self._mask()]
-        return np.asarray([f"key{row}" for row in index], dtype=object)
-
     # -- inside
 
     def _queries(self, X: ArrayLike) -> tuple[FloatArray, Any]:
@@ -404,9 +318,6 @@ class LeverageKeySelector(TransformerMixin, StreamEstimator):  # type: ignore[mi
 
     def _selected(self) -> Selection:
         return self._checked_selection(self._fitted_stream())
-
-    def _mask(self) -> BoolArray:
-        return self._selected().selected
 
     def _policy(self) -> Policy:
         for name, only in (("decay", 1.0), ("window", None), ("order", "exact")):
