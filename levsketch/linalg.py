@@ -122,7 +122,8 @@ class Whitening:
     active : (d,) bool array
         Columns with a nonzero entry.
     condition : float
-        ``||W||_F`` after columns have unit norm: within sqrt(d) of the condition number.
+        ``||W||_F`` after columns have unit norm, at least 1: within sqrt(d) of the
+        condition number; infinite if a direction is lost to rounding.
     error : float
         Bound e on the relative error of a whitened norm: true scores lie in
         ``score / (1 + e)^2`` to ``score / (1 - e)^2``. Not certified above 1/2.
@@ -249,9 +250,10 @@ def whiten(
     if error > MAX_ERROR:
         rank = exact_rank()
         if rank < count or not np.isfinite(error):
-            W, triangular = _pseudo_inverse(unit, rank), False
+            rank, W = _pseudo_inverse(unit, rank)
+            triangular = False
             error = bound(W) if W.shape[1] == rank else np.inf
-    condition = float(np.linalg.norm(W))
+    condition = max(1.0, float(np.linalg.norm(W))) if W.shape[1] == rank else np.inf
     W = W / norms[active][:, None]
     matrix = np.zeros((d, d if triangular else W.shape[1]))
     matrix[np.ix_(active, active) if triangular else active] = W
@@ -267,7 +269,8 @@ def _error_bound(
     gram_error: float,
 ) -> float:
     with np.errstate(over="ignore", invalid="ignore"):
-        condition = float(np.linalg.norm(W))
+        # the floor is what d additions in k W may round, however few directions W has
+        condition = max(float(np.linalg.norm(W)), float(np.sqrt(d)))
         error = QR_CONSTANT * UNIT_ROUNDOFF * float(np.sqrt(d)) * condition
         if gram_diagonal is not None:
             # the Cholesky factorisation of the Gram part rounds once more
@@ -289,8 +292,14 @@ def _triangular_inverse(R: FloatArray) -> FloatArray:
     return np.triu(inverse)
 
 
-def _pseudo_inverse(R: FloatArray, rank: int) -> FloatArray:
-    """Return V / s (c, rank) of the leading ``rank`` singular triplets that are not zero."""
+def _pseudo_inverse(R: FloatArray, rank: int) -> tuple[int, FloatArray]:
+    """Return the rank and V / s (c, k) of the leading singular triplets, k <= rank.
+
+    R (c, c) has unit columns. Singular values that rounding cannot have made refute
+    a smaller ``rank``; k is less than the rank where a singular value is lost to it.
+    """
     _, s, vt = np.linalg.svd(R)
+    rounding = QR_CONSTANT * UNIT_ROUNDOFF * np.sqrt(len(R))
+    rank = max(rank, int(np.sum(s > 2 * rounding)))
     keep = min(rank, int(np.sum(s > s[0] * UNIT_ROUNDOFF)))
-    return np.asarray(vt[:keep].T / s[:keep])
+    return rank, np.asarray(vt[:keep].T / s[:keep])

@@ -126,6 +126,21 @@ def absorb_basis(
     free(row)
 
 
+def queries_orthogonal(
+    const double[:, ::1] Q, const uint64_t[:, ::1] basis, const uint8_t[::1] pivots,
+    uint8_t[::1] out,
+):
+    """out[i] = 1 where query i of Q (m, d) is orthogonal to the whole row space."""
+    cdef Py_ssize_t m = Q.shape[0], d = Q.shape[1], i, c
+    with nogil:
+        for i in range(m):
+            out[i] = 1
+            for c in range(d):
+                if pivots[c] and outside(&Q[i, 0], &basis[c, 0], d):
+                    out[i] = 0
+                    break
+
+
 def rows_outside(
     const double[:, ::1] X, const uint64_t[:, ::1] basis, const uint8_t[::1] pivots,
     uint8_t[::1] out,

@@ -14,6 +14,7 @@ from levsketch.backends.cpu import serial_blas
 from levsketch.backends.interchange import result_dtype
 from levsketch.linalg import MAX_ERROR, UNIT_ROUNDOFF, Whitening, query_norms, scale_columns
 from levsketch.streaming.keys import Selection
+from levsketch.streaming.rank import RowSpace
 
 from .universal_set import select_keys, stacked
 
@@ -22,7 +23,11 @@ _PAIRS = 1 << 21
 
 
 def attention_scores(
-    whitening: Whitening, keys: FloatArray, upper: FloatArray, Q: FloatArray
+    whitening: Whitening,
+    space: RowSpace,
+    keys: FloatArray,
+    upper: FloatArray,
+    Q: FloatArray,
 ) -> tuple[FloatArray, FloatArray]:
     """Return ``<q, k_j>^2 / sum_l <q, k_l>^2`` for queries ``Q`` (m, d) and some of the keys.
 
@@ -30,6 +35,8 @@ def attention_scores(
     ----------
     whitening : Whitening
         Of all the keys; its factor R gives the normaliser ``||R q||^2``.
+    space : RowSpace
+        Of all the keys: tells exactly which queries are orthogonal to them.
     keys, upper : (k, d) and (k,) arrays
         The keys asked for, and the upper bounds of their leverage scores, which
         no score may exceed.
@@ -39,8 +46,8 @@ def attention_scores(
     Returns
     -------
     scores : (m, k) array
-        Rows of zeros for the zero query and for queries that are orthogonal to
-        all keys (when the keys have deficient rank: to working precision).
+        Rows of zeros for the zero query and for queries that are, exactly,
+        orthogonal to all keys.
     bounds : (m, k) array
         Upper bounds on the true scores: ``scores`` plus what rounding can hide.
     """
@@ -58,7 +65,8 @@ def attention_scores(
     hidden = rounding * float(np.linalg.norm(factor.R)) * lengths
     silent = norms == 0.0
     if whitening.rank < int(active.sum()):
-        silent |= norms <= 8 * hidden
+        doubtful = np.flatnonzero(norms <= 8 * hidden)
+        silent[doubtful] = space.orthogonal(Q[doubtful])
     unit = scale_columns(keys, -e)
     products = np.abs(scaled @ unit.T)
     norms[silent] = 1.0
@@ -90,7 +98,7 @@ def heavy_entries(
     for start in range(0, len(Q), step):
         with serial_blas():
             scores, bounds = attention_scores(
-                selection.whitening, keys, upper, Q[start : start + step]
+                selection.whitening, selection.space, keys, upper, Q[start : start + step]
             )
         rows, columns = np.nonzero(bounds >= eps)
         counts = np.bincount(rows, minlength=len(scores))
@@ -166,15 +174,13 @@ def heavy_attention(Q: ArrayLike, K: ArrayLike, eps: float, p: float = 2) -> Any
 
 
 def witnesses(whitening: Whitening, keys: FloatArray) -> FloatArray:
-    """Return unit queries (k, d) along ``G^+ k_j``, which give key j its leverage score."""
+    """Return the queries ``G^+ k_j`` (k, d), which give key j its leverage score.
+
+    Halved as often as needed where an entry would overflow: scores do not change.
+    """
     e = np.where(whitening.active, whitening.factor.exponents, 0)
     with serial_blas():
         y = scale_columns(keys, -e) @ whitening.matrix @ whitening.matrix.T
     mantissa, own = np.frexp(y)
-    top = np.max(
-        np.where(mantissa != 0, own - e, -(10**6)), axis=1, keepdims=True, initial=-(10**6)
-    )
-    with np.errstate(under="ignore"):
-        queries = np.ldexp(mantissa, np.maximum(own - e - top, -3000))
-    norms = np.linalg.norm(queries, axis=1, keepdims=True)
-    return np.asarray(queries / np.where(norms > 0, norms, 1.0))
+    top = np.max(np.where(mantissa != 0, own - e, 0), axis=1, keepdims=True, initial=0)
+    return np.asarray(scale_columns(y, -e - np.maximum(top - 1000, 0)))

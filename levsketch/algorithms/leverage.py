@@ -78,6 +78,7 @@ def leverage_scores(K: ArrayLike, *, ridge: float = 0.0, intercept: bool = False
         with serial_blas():
             whitening = whitening_of(backend, keys[i], ridge, intercept)
             score_rows(backend, whitening, keys[i], intercept, out[i])
+            np.minimum(out[i], 1.0, out=out[i])
         if not whitening.certified:
             warn_uncertified(whitening)
     return like(out, K)
@@ -112,9 +113,4 @@ def score_rows(
     """Write the scores of rows ``X`` (n, d) against a whitening into ``out`` (n,)."""
     for start in range(0, len(X), _CHUNK):
         rows = with_intercept(backend.rows(X[start : start + _CHUNK]), intercept)
-        np.minimum(
-            whitening.scores(backend, rows),
-            1.0,
-            out=out[start : start + _CHUNK],
-            casting="same_kind",
-        )
+        out[start : start + _CHUNK] = whitening.scores(backend, rows)

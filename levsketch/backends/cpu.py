@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
-from contextlib import AbstractContextManager
+import threading
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -23,8 +25,9 @@ _forked = False
 
 def _after_fork() -> None:
     # libgomp hangs in a forked child whose parent had already used threads
-    global _forked
+    global _forked, _serial
     _forked = True
+    _serial = _SerialBlas()  # another thread may have held the lock of the old one
 
 
 if hasattr(os, "register_at_fork"):
@@ -43,14 +46,36 @@ def _cpus() -> int:
     return int(cpu_count())
 
 
-def serial_blas() -> AbstractContextManager[Any]:
-    """Return a context in which BLAS runs on one thread.
+class _SerialBlas:
+    """How many contexts want BLAS serial: the first one in limits it, the last one out restores."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.depth = 0
+        self.limit: Any = None
+
+
+_serial = _SerialBlas()
+
+
+@contextlib.contextmanager
+def serial_blas() -> Iterator[None]:
+    """Return a context in which BLAS runs on one thread, also when several threads are in one.
 
     Small matrices gain nothing from more, BLAS bits change with its thread
     count, and threaded BLAS inside our own loops is several times slower.
     """
-    limited: AbstractContextManager[Any] = _threadpools().limit(limits=1, user_api="blas")
-    return limited
+    with _serial.lock:
+        if _serial.depth == 0:
+            _serial.limit = _threadpools().limit(limits=1, user_api="blas")
+        _serial.depth += 1
+    try:
+        yield
+    finally:
+        with _serial.lock:
+            _serial.depth -= 1
+            if _serial.depth == 0:
+                _serial.limit.restore_original_limits()
 
 
 def thread_count(work: float = np.inf) -> int:
@@ -90,7 +115,8 @@ class CpuBackend(Backend):
         float64. A matching array is passed on without a copy.
         """
         dtype = np.float32 if X.dtype.kind == "f" and X.dtype.itemsize <= 4 else np.float64
-        return np.require(X, dtype=dtype, requirements=["C", "A"])
+        with np.errstate(over="ignore"):  # a long double may be infinite in float64: found later
+            return np.require(X, dtype=dtype, requirements=["C", "A"])
 
     def block_grams(self, K: Rows, block: int) -> FloatArray:
         """Return the Gram matrices (ceil(n / block), d, d) of consecutive row blocks."""

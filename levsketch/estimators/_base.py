@@ -210,9 +210,9 @@ class StreamEstimator(BaseEstimator):  # type: ignore[misc]
         stream = self._fitted_stream()
         meta, arrays = self._stream_arrays(stream)
         names = getattr(self, "feature_names_in_", None)
-        params = {
-            k: v.item() if isinstance(v, np.generic) else v for k, v in self.get_params().items()
-        }
+        # a parameter that was changed since does not hold for these rows: the policy's does
+        current = self.get_params() | stream.policy._asdict()
+        params = {k: v.item() if isinstance(v, np.generic) else v for k, v in current.items()}
         whole = {
             "feature_names": None if names is None else [str(name) for name in names],
             "params": params,

@@ -212,7 +212,8 @@ class LeverageKeySelector(KeySelector):
         Returns
         -------
         (m, d) float64 array
-            Rows ``G^+ k_j`` scaled to unit length (scores do not depend on length);
+            Rows ``G^+ k_j``, so that ``<q_j, k_j>`` is the score (multiplied by a power of
+            two where they would overflow: scores do not depend on length);
             (m, d + 1) with ``intercept=True``, the weight of the intercept last.
         """
         found = self._selected()
@@ -243,7 +244,9 @@ class LeverageKeySelector(KeySelector):
         Q, dtype = self._queries(X)
         found, mask = self._selected(), self._selected().selected
         with serial_blas():
-            scores, _ = attention_scores(found.whitening, found.rows[mask], found.upper[mask], Q)
+            scores, _ = attention_scores(
+                found.whitening, found.space, found.rows[mask], found.upper[mask], Q
+            )
         return like(scores.astype(dtype, copy=False), X)
 
     def heavy_scores(self, X: ArrayLike) -> scipy.sparse.csr_array:

@@ -27,6 +27,9 @@ class Candidates:
         Scores below this are not among the best that a top-up would take.
     kept : int
         How many rows the last pruning left.
+    proved : int
+        How many rows, from the first, the last certified scoring left: later
+        scores that are not certified cannot rule them out.
     sound : bool
         False once a row had to be dropped on a score that was not certified.
     """
@@ -37,6 +40,7 @@ class Candidates:
     dropped_bound: float = 0.0
     floor: float = 0.0
     kept: int = 0
+    proved: int = 0
     sound: bool = True
 
     @classmethod

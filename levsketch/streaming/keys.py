@@ -190,6 +190,7 @@ class KeyStream:
         if not whitening.certified:
             # a row that brought a direction of its own may own it still
             owner = np.isin(index, rank_rows)
+            owner[: held.proved] = True
             upper[owner], universal[owner] = 1.0, True
         order = best(scores, len(scores))
         size = self.policy.n_keys
@@ -201,9 +202,12 @@ class KeyStream:
             proved = True
         else:
             selected = mask_of(order[:size], len(scores))
-            last = whitening.lower_bounds(scores[order[:size]])[-1:]
-            proved = bool((last >= held.dropped_bound).all())
-        out = upper[~selected].max(initial=0.0)
+            last = order[min(size, len(order)) - 1]
+            rivals = ~selected & (rows != rows[last]).any(axis=1)  # a copy of the last is as good
+            rival = max(float(upper[rivals].max(initial=0.0)), held.dropped_bound)
+            proved = float(whitening.lower_bounds(scores[last])) >= rival
+        sound = whitening.certified and held.sound
+        out = max(float(upper[~selected].max(initial=0.0)), held.dropped_bound)
         return Selection(
             whitening,
             space,
@@ -213,8 +217,8 @@ class KeyStream:
             upper,
             universal,
             selected,
-            certified=whitening.certified and held.sound and proved,
-            unselected_bound=max(float(out), held.dropped_bound),
+            certified=sound and proved,
+            unselected_bound=out if sound else 1.0,
         )
 
     @property
@@ -293,6 +297,7 @@ class KeyStream:
         keep = (upper >= policy.eps) | mask_of(order, len(held))
         if not prefix.certified:
             keep |= np.isin(held.index, held.rank_rows)
+            keep[: held.proved] = True
             if len(held) <= self._capacity():
                 keep[:] = True  # nothing goes without proof, unless memory asks for it
         full_rank = prefix.spans_coordinates
@@ -308,6 +313,7 @@ class KeyStream:
                 dropped_bound=max(held.dropped_bound, float(upper[~keep].max(initial=0.0))),
                 floor=float(scores[order[-1]]) if len(order) == policy.pool_size else 0.0,
                 kept=held.kept if keep.all() else int(keep.sum()),
+                proved=int(keep.sum()) if prefix.certified else held.proved,
                 sound=held.sound and (prefix.certified or bool(keep.all())),
             ),
         )

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from levsketch._checks import LevsketchFormatError
+from levsketch._checks import MAX_ROWS, LevsketchFormatError
 from levsketch._typing import FloatArray
-from levsketch.linalg import Factor, Whitening
+from levsketch.linalg import NO_EXPONENT, Factor, Whitening
 
 from .candidates import Candidates
 from .factor import StreamFactor, block_size
@@ -36,6 +36,7 @@ def to_arrays(stream: KeyStream) -> tuple[dict[str, Any], Arrays]:
         "dropped_bound": held.dropped_bound,
         "floor": held.floor,
         "kept": held.kept,
+        "proved": held.proved,
         "sound": held.sound,
         "prefix": None,
     }
@@ -86,7 +87,11 @@ def from_arrays(meta: Mapping[str, Any], arrays: Arrays) -> KeyStream:
 
 def _build(meta: Mapping[str, Any], arrays: Arrays) -> KeyStream:
     policy = Policy(**meta["policy"])
-    empty = KeyStream.empty(policy, int(meta["n_features"]))
+    n_features = meta["n_features"]
+    d = len(arrays["space_basis"])  # of what is there, before anything is made of that size
+    if type(n_features) is not int or n_features < 1 or n_features + bool(policy.intercept) != d:
+        raise LevsketchFormatError(f"the state is absurd: n_features {n_features!r}, d {d}.")
+    empty = KeyStream.empty(policy, n_features)
     pairs = zip(arrays["factors"], arrays["exponents"], strict=True)
     factors = [Factor(R, e) for R, e in pairs]
     prefix = None
@@ -125,6 +130,7 @@ def _build(meta: Mapping[str, Any], arrays: Arrays) -> KeyStream:
             float(meta["dropped_bound"]),
             float(meta["floor"]),
             int(meta["kept"]),
+            int(meta["proved"]),
             bool(meta["sound"]),
         ),
     )
@@ -139,7 +145,6 @@ def _check(stream: KeyStream, arrays: Arrays) -> None:
     )
     first_pending = stream.n_seen - len(stream.pending)
     problems = {
-        "n_features is below 1": stream.n_features < 1,
         "a value is not finite": any(not np.isfinite(a).all() for a in floats),
         "an array has the wrong shape": (
             stream.pending.shape[1:] != (d,)
@@ -148,12 +153,25 @@ def _check(stream: KeyStream, arrays: Arrays) -> None:
             or held.index.dtype != np.int64
             or held.rank_rows.dtype != np.int64
             or arrays["grams"].shape[1:] != (d, d)
-            or any(f.R.shape != (d, d) or f.exponents.shape != (d,) for f in triangles)
+            or any(
+                f.R.shape != (d, d)
+                or f.R.dtype != np.float64
+                or f.exponents.shape != (d,)
+                or f.exponents.dtype != np.int64
+                or (np.abs(f.exponents) > -NO_EXPONENT).any()
+                for f in triangles
+            )
+            or (stream.prefix is not None and not _is_whitening(stream.prefix, d))
         ),
         "the counts contradict each other": (
             first_pending < 0
+            or not 0 < stream.n_seen <= MAX_ROWS
             or len(stream.pending) >= block_size(d)
             or (first_pending == 0) != (stream.factor.n_blocks == 0)
+            or not 0 <= stream.factor.n_blocks <= first_pending
+            or not 0 <= held.kept <= first_pending
+            or not 0 <= held.proved <= len(held)
+            or (stream.prefix is None) != (stream.factor.n_blocks == 0)
         ),
     }
     for text, wrong in problems.items():
@@ -167,12 +185,32 @@ def _check(stream: KeyStream, arrays: Arrays) -> None:
             or (len(held) and (held.index[0] < 0 or held.index[-1] >= first_pending))
         ),
         "a bound is out of range": not (
-            0.0 <= held.dropped_bound <= 1.0 and stream.factor.gram_error >= 0.0
+            0.0 <= held.dropped_bound <= 1.0
+            and 0.0 <= held.floor <= 1.0
+            and stream.factor.gram_error >= 0.0
         ),
     }
     for text, wrong in problems.items():
         if wrong:
             raise LevsketchFormatError(f"the state is absurd: {text}.")
+
+
+def _is_whitening(prefix: Whitening, d: int) -> bool:
+    """Tell whether the fields of a whitening fit one another."""
+    matrix, count = prefix.matrix, int(prefix.active.sum())
+    return (
+        prefix.active.shape == (d,)
+        and prefix.active.dtype == np.bool_
+        and bool((prefix.active == prefix.factor.R.any(axis=0)).all())
+        and matrix.dtype == np.float64
+        and matrix.ndim == 2
+        and len(matrix) == d
+        and (matrix.shape[1] == d if prefix.triangular else matrix.shape[1] <= count)
+        and not (prefix.triangular and np.tril(matrix, -1).any())
+        and 0 <= prefix.rank <= count
+        and prefix.condition >= 1.0
+        and prefix.error >= 0.0
+    )
 
 
 def _stack(items: list[Any], shape: tuple[int, ...]) -> FloatArray:

@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 import levsketch._kernels.modular as modular
 from levsketch._checks import LevsketchFormatError
-from levsketch._typing import BoolArray, Rows
+from levsketch._typing import BoolArray, FloatArray, Rows
 
 # Rows are looked at in chunks of this many, so that none is widened whole.
 _CHUNK = 4096
@@ -84,6 +84,13 @@ class RowSpace:
             for i in range(0, n, _CHUNK):
                 wide = np.ascontiguousarray(rows[i : i + _CHUNK], dtype=np.float64)
                 modular.rows_outside(wide, self.basis, self.pivots, out[i : i + _CHUNK])
+        return out.view(np.bool_)
+
+    def orthogonal(self, queries: FloatArray) -> BoolArray:
+        """Return which queries (m, d) have product zero with every row, exactly."""
+        out = np.zeros(len(queries), np.uint8)
+        wide = np.ascontiguousarray(queries, dtype=np.float64)
+        modular.queries_orthogonal(wide, self.basis, self.pivots, out)
         return out.view(np.bool_)
 
     def to_arrays(self) -> dict[str, Any]:

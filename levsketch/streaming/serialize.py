@@ -64,6 +64,8 @@ def unpack(data: bytes) -> tuple[str, dict[str, Any], dict[str, np.ndarray[Any, 
     magic, version, header_size = _FIXED.unpack_from(data)
     if magic != MAGIC:
         raise LevsketchFormatError(f"not a levsketch state: it starts with {magic!r}.")
+    if version < 1:
+        raise LevsketchFormatError(f"format version {version} never existed.")
     if version > VERSION:
         raise LevsketchFormatError(
             f"the state has format version {version}; this levsketch reads up to {VERSION}: "
@@ -78,11 +80,12 @@ def unpack(data: bytes) -> tuple[str, dict[str, Any], dict[str, np.ndarray[Any, 
         header = json.loads(data[_FIXED.size : start])
         kind, meta, table = header["kind"], header["meta"], header["arrays"]
         entries = [(str(name), str(dtype), tuple(shape)) for name, dtype, shape in table]
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise LevsketchFormatError(f"the header cannot be read: {error}.") from error
     arrays = {}
     for name, dtype, shape in entries:
-        if dtype not in _DTYPES or not all(type(s) is int and s >= 0 for s in shape):
+        sane = len(shape) <= 3 and all(type(s) is int and 0 <= s <= len(data) for s in shape)
+        if dtype not in _DTYPES or not sane:
             raise LevsketchFormatError(f"array {name!r} has type {dtype!r} and shape {shape}.")
         stop = start + math.prod(shape) * _DTYPES[dtype]
         if stop > len(data) - _DIGEST:
@@ -103,7 +106,7 @@ def write_atomically(path: str | os.PathLike[str], data: bytes) -> None:
     Raises OSError as the system words it; no temporary file is left behind.
     """
     target = Path(path)
-    name = target.with_name(f".{target.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
+    name = target.with_name(f".{os.getpid()}-{secrets.token_hex(8)}.tmp")
     handle = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
     try:
         with os.fdopen(handle, "wb") as file:
