@@ -18,29 +18,26 @@ class Candidates:
     rows : (m, d) float64 array
     index : (m,) int64 array
         Row numbers in the stream, ascending.
-    rank_rows : (r,) int64 array
-        Numbers of the rows that raised the exact rank while it was not proved by
-        float64: kept whatever their computed score.
+    protected : (r,) int64 array
+        Numbers of the rows that only a certified score may rule out: those with a
+        score >= eps when scores were last certified, and those that have raised the
+        exact rank since.
     dropped_bound : float
         No row that was dropped can have a score above this.
     floor : float
         Scores below this are not among the best that a top-up would take.
     kept : int
         How many rows the last pruning left.
-    proved : int
-        How many rows, from the first, the last certified scoring left: later
-        scores that are not certified cannot rule them out.
     sound : bool
         False once a row had to be dropped on a score that was not certified.
     """
 
     rows: FloatArray
     index: IntArray
-    rank_rows: IntArray
+    protected: IntArray
     dropped_bound: float = 0.0
     floor: float = 0.0
     kept: int = 0
-    proved: int = 0
     sound: bool = True
 
     @classmethod

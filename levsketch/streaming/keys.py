@@ -160,7 +160,7 @@ class KeyStream:
                 mine,
                 rows=rows,
                 index=index,
-                rank_rows=np.concatenate([mine.rank_rows, theirs.rank_rows + self.n_seen]),
+                protected=np.concatenate([mine.protected, theirs.protected + self.n_seen]),
                 dropped_bound=max(mine.dropped_bound, theirs.dropped_bound),
                 sound=mine.sound and theirs.sound,
             )
@@ -184,14 +184,13 @@ class KeyStream:
             first = self.n_seen - len(self.pending)
             rows, index = held.extended(self.pending, first + np.arange(len(self.pending)))
             raw = whitening.scores(backend, rows)
-        rank_rows = np.concatenate([held.rank_rows, first + np.flatnonzero(grew)])
+        protected = np.concatenate([held.protected, first + np.flatnonzero(grew)])
         scores, upper = np.minimum(raw, 1.0), whitening.upper_bounds(raw)
         universal = upper >= self.policy.eps
         if not whitening.certified:
-            # a row that brought a direction of its own may own it still
-            owner = np.isin(index, rank_rows)
-            owner[: held.proved] = True
-            upper[owner], universal[owner] = 1.0, True
+            # what was heavy, or brought a direction of its own, may be heavy still
+            doubtful = np.isin(index, protected)
+            upper[doubtful], universal[doubtful] = 1.0, True
         order = best(scores, len(scores))
         size = self.policy.n_keys
         if size is None:
@@ -225,7 +224,7 @@ class KeyStream:
     def nbytes(self) -> int:
         """Bytes held by the arrays of the state."""
         held = self.candidates
-        arrays = [self.pending, held.rows, held.index, held.rank_rows, self.factor.space.basis]
+        arrays = [self.pending, held.rows, held.index, held.protected, self.factor.space.basis]
         arrays += [G for _, G in self.factor.grams]
         arrays += [array for _, factor in self.factor.factors for array in factor]
         if self.prefix is not None:
@@ -268,7 +267,7 @@ class KeyStream:
                 held,
                 rows=new_rows,
                 index=new_index,
-                rank_rows=np.concatenate([held.rank_rows, self.n_seen + rose]),
+                protected=np.concatenate([held.protected, self.n_seen + rose]),
                 dropped_bound=max(held.dropped_bound, float(bounds[~hopeful].max(initial=0.0))),
             ),
         )
@@ -296,11 +295,9 @@ class KeyStream:
         order = best(scores, policy.pool_size)
         keep = (upper >= policy.eps) | mask_of(order, len(held))
         if not prefix.certified:
-            keep |= np.isin(held.index, held.rank_rows)
-            keep[: held.proved] = True
+            keep |= np.isin(held.index, held.protected)
             if len(held) <= self._capacity():
                 keep[:] = True  # nothing goes without proof, unless memory asks for it
-        full_rank = prefix.spans_coordinates
         return replace(
             self,
             factor=replace(self.factor, space=space),
@@ -309,11 +306,10 @@ class KeyStream:
                 held,
                 rows=held.rows[keep],
                 index=held.index[keep],
-                rank_rows=held.rank_rows[:0] if full_rank else held.rank_rows,
+                protected=held.index[upper >= policy.eps] if prefix.certified else held.protected,
                 dropped_bound=max(held.dropped_bound, float(upper[~keep].max(initial=0.0))),
                 floor=float(scores[order[-1]]) if len(order) == policy.pool_size else 0.0,
                 kept=held.kept if keep.all() else int(keep.sum()),
-                proved=int(keep.sum()) if prefix.certified else held.proved,
                 sound=held.sound and (prefix.certified or bool(keep.all())),
             ),
         )
@@ -325,10 +321,10 @@ class KeyStream:
         first = self.n_seen - len(self.pending)
         rows, index = self.candidates.extended(self.pending, first + np.arange(len(self.pending)))
         _, grew = self.factor.space.absorb(self.pending)
-        rank_rows = np.concatenate([self.candidates.rank_rows, first + np.flatnonzero(grew)])
+        protected = np.concatenate([self.candidates.protected, first + np.flatnonzero(grew)])
         return replace(
             self,
             pending=self.pending[:0],
             factor=self.factor.absorb_short(backend, self.pending),
-            candidates=replace(self.candidates, rows=rows, index=index, rank_rows=rank_rows),
+            candidates=replace(self.candidates, rows=rows, index=index, protected=protected),
         )

@@ -36,7 +36,6 @@ def to_arrays(stream: KeyStream) -> tuple[dict[str, Any], Arrays]:
         "dropped_bound": held.dropped_bound,
         "floor": held.floor,
         "kept": held.kept,
-        "proved": held.proved,
         "sound": held.sound,
         "prefix": None,
     }
@@ -49,7 +48,7 @@ def to_arrays(stream: KeyStream) -> tuple[dict[str, Any], Arrays]:
         "space_pivots": factor.space.pivots,
         "candidate_rows": held.rows,
         "candidate_index": held.index,
-        "rank_rows": held.rank_rows,
+        "protected": held.protected,
     }
     if prefix is not None:
         meta["prefix"] = {
@@ -126,11 +125,10 @@ def _build(meta: Mapping[str, Any], arrays: Arrays) -> KeyStream:
         Candidates(
             arrays["candidate_rows"],
             arrays["candidate_index"],
-            arrays["rank_rows"],
+            arrays["protected"],
             float(meta["dropped_bound"]),
             float(meta["floor"]),
             int(meta["kept"]),
-            int(meta["proved"]),
             bool(meta["sound"]),
         ),
     )
@@ -151,7 +149,7 @@ def _check(stream: KeyStream, arrays: Arrays) -> None:
             or held.rows.shape != (len(held.index), d)
             or any(a.dtype != np.float64 for a in (stream.pending, held.rows, arrays["grams"]))
             or held.index.dtype != np.int64
-            or held.rank_rows.dtype != np.int64
+            or held.protected.dtype != np.int64
             or arrays["grams"].shape[1:] != (d, d)
             or any(
                 f.R.shape != (d, d)
@@ -170,7 +168,6 @@ def _check(stream: KeyStream, arrays: Arrays) -> None:
             or (first_pending == 0) != (stream.factor.n_blocks == 0)
             or not 0 <= stream.factor.n_blocks <= first_pending
             or not 0 <= held.kept <= first_pending
-            or not 0 <= held.proved <= len(held)
             or (stream.prefix is None) != (stream.factor.n_blocks == 0)
         ),
     }
