@@ -63,17 +63,17 @@ def attention_scores(
     norms = query_norms(factor, scaled)
     rounding = (len(active) + 2) * UNIT_ROUNDOFF
     hidden = rounding * float(np.linalg.norm(factor.R)) * lengths
-    silent = norms == 0.0
-    if whitening.rank < int(active.sum()):
-        doubtful = np.flatnonzero(norms <= 8 * hidden)
-        silent[doubtful] = space.orthogonal(Q[doubtful])
+    # small norms are told from zero ones exactly; only deficient rank has the latter
+    deficient = whitening.rank < int(active.sum())
+    doubtful = np.flatnonzero(norms <= (8 * hidden if deficient else 0.0))
+    silent = np.zeros(len(Q), np.bool_)
+    silent[doubtful] = space.orthogonal(Q[doubtful])
     unit = scale_columns(keys, -e)
     products = np.abs(scaled @ unit.T)
-    norms[silent] = 1.0
-    scores = np.square(products / norms[:, None])
-    products += rounding * lengths[:, None] * np.linalg.norm(unit, axis=1)
     least = np.maximum(norms - hidden, 0.0) * (1.0 - min(whitening.error, MAX_ERROR))
     with np.errstate(divide="ignore", invalid="ignore"):
+        scores = np.nan_to_num(np.square(products / norms[:, None]), nan=0.0, posinf=np.inf)
+        products += rounding * lengths[:, None] * np.linalg.norm(unit, axis=1)
         bounds = np.square(products / least[:, None])
     scores[silent] = bounds[silent] = 0.0
     # fmin: 0 / 0 says nothing, but the leverage bound still holds

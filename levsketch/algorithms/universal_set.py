@@ -59,49 +59,48 @@ def select_keys(backend: Backend, K: Rows, eps: float) -> Selection:
 def universal_set(K: ArrayLike, eps: float, p: float = 2) -> Any:
     """Return the mask of the keys that some query can give a score >= eps.
 
-        For f(x) = x^2 these are the keys with leverage score >= eps: no other key
-        reaches eps for any query, and each of these does for its own. A key whose
-        computed score is below eps by less than its proved error is kept.
+    For f(x) = x^2 these are the keys with leverage score >= eps: no other key
+    reaches eps for any query, and each of these does for its own. A key whose
+    computed score is below eps by less than its proved error is kept.
 
-        Parameters
-        ----------
-        K : array (..., n, d)
-            Keys; leading axes are independent problems (batch, heads).
-        eps : float in (0, 1]
-            Threshold on the scores.
-        p : float
-            Exponent of f(x) = |x|^p; 2 in this version.
+    Parameters
+    ----------
+    K : array (..., n, d)
+        Keys; leading axes are independent problems (batch, heads).
+    eps : float in (0, 1]
+        Threshold on the scores.
+    p : float
+        Exponent of f(x) = |x|^p; 2 in this version.
 
-        Returns
-        -------
-        bool array (..., n)
-            In the library of ``K``. ``mask.sum(-1) <= d / eps`` up to the error bound.
+    Returns
+    -------
+    bool array (..., n)
+        In the library of ``K``. ``mask.sum(-1) <= d / eps`` up to the error bound.
 
-        Raises
-        ------
-        ValueError
-            For NaN or infinity (with row and column), or eps outside (0, 1].
+    Raises
+    ------
+    ValueError
+        For NaN or infinity (with row and column), or eps outside (0, 1].
 
-        Warns
-        -----
-        CertificationWarning
-            If the keys are too ill-conditioned for float64 to prove the set.
-        UserWarning
-            If d / eps >= n, where the bound on the size of the set says nothing.
+    Warns
+    -----
+    CertificationWarning
+        If the keys are too ill-conditioned for float64 to prove the set.
+    UserWarning
+        If d / eps >= n, where the bound on the size of the set says nothing.
 
-        Notes
-        -----
-        One pass, O(n d^2) time, O(d^2 + d (d / eps + block)) memory besides the
-        mask. Source: "LevAttention", arXiv 2410.05462, section 2.
+    Notes
+    -----
+    One pass, O(n d^2) time, O(d^2 + d (d / eps + block)) memory besides the
+    mask. Source: "LevAttention", arXiv 2410.05462, section 2.
 
-        Examples
-        --------
-        >>> import numpy as np
-    import scipy.sparse
-        >>> import levsketch as lv
-        >>> K = np.vstack([np.ones((99, 2)), [[1.0, -1.0]]])
-        >>> np.flatnonzero(lv.universal_set(K, eps=0.05))
-        array([99])
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import levsketch as lv
+    >>> K = np.vstack([np.ones((99, 2)), [[1.0, -1.0]]])
+    >>> np.flatnonzero(lv.universal_set(K, eps=0.05))
+    array([99])
     """
     check_p(p)
     eps = check_real("eps", eps, low=0.0, high=1.0, open_low=True)

@@ -111,6 +111,7 @@ class RowSpace:
             or basis[pivots == 0].any()
             or (np.tril(basis, -1)).any()
             or (np.diagonal(basis) != pivots).any()
+            or np.triu(basis, 1)[:, pivots == 1].any()
         )
         if wrong:
             raise LevsketchFormatError("the saved row space is not an echelon form.")
