@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import math
 import numbers
+import os
+import sys
+import warnings
 from typing import Any
 
 import numpy as np
@@ -58,6 +61,14 @@ def check_row_count(seen: int, more: int) -> None:
         )
 
 
+def warn_caller(text: str, category: type[Warning] = UserWarning) -> None:
+    """Warn at the line, outside this package, that led here."""
+    package, level, frame = os.path.dirname(__file__), 1, sys._getframe(0)
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(package):
+        frame, level = frame.f_back, level + 1
+    warnings.warn(text, category, stacklevel=level)
+
+
 def check_finite(X: np.ndarray[Any, Any], *, name: str = "X", offset: int = 0) -> None:
     """Raise ValueError naming the first NaN or infinity of ``X`` (n, d) by row and column.
 
@@ -87,5 +98,5 @@ def uncertified_text(condition: float, limit: float) -> str:
     return (
         f"the keys have condition number about {condition:.1e} after column scaling; float64 "
         f"certifies up to about {limit:.1e}. The set was enlarged (every key within a factor "
-        "of 4 of eps is in it), but certified_ is False."
+        "of 4 of eps is in it), but is not proved; a small ridge would make it so."
     )

@@ -180,7 +180,8 @@ class Whitening:
         ||k_a|| ||k_b||`` in entry (a, b), hence by ``gamma d ||D x||^2`` in x^T G x,
         with D the column norms (``diagonals`` (b, d), squared). ``||D x|| <=
         ||D W||_F ||R x||``, and ||R x|| only grows as rows arrive: the bound holds
-        for ever. Infinite where the block has columns that W has not, or W has no
+        for ever (dividing by the deflation allows for R having been computed).
+        Infinite where the block has columns that W has not, or W has no
         full rank on its columns.
         """
         d = diagonals.shape[1]
@@ -189,7 +190,7 @@ class Whitening:
         e = np.where(self.active, self.factor.exponents, 0)
         with np.errstate(over="ignore", under="ignore", invalid="ignore"):
             weights = np.sum(self.matrix**2, axis=1) * np.ldexp(1.0, -2 * e)
-            growth = gram_roundoff(block, d) * d * (diagonals @ weights)
+            growth = gram_roundoff(block, d) * d / self.deflation * (diagonals @ weights)
         foreign = (diagonals[:, ~self.active] != 0).any(axis=1)
         return np.where(foreign | ~np.isfinite(growth), np.inf, growth)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from typing import Any
 
 import numpy as np
@@ -14,6 +13,7 @@ from levsketch._checks import (
     check_real,
     not_reduced_text,
     uncertified_text,
+    warn_caller,
 )
 from levsketch._typing import ArrayLike, Rows
 from levsketch.backends import Backend, backend_for
@@ -44,7 +44,7 @@ def stacked(name: str, X: ArrayLike) -> Any:
 def warn_uncertified(whitening: Whitening) -> None:
     """Warn that float64 could not prove a result, with the condition number."""
     text = uncertified_text(whitening.condition, certified_condition(len(whitening.active)))
-    warnings.warn(text, CertificationWarning, stacklevel=3)
+    warn_caller(text, CertificationWarning)
 
 
 def select_keys(backend: Backend, K: Rows, eps: float) -> Selection:
@@ -107,7 +107,7 @@ def universal_set(K: ArrayLike, eps: float, p: float = 2) -> Any:
     keys = stacked("K", K)
     n, d = keys.shape[-2:]
     if d / eps >= n:
-        warnings.warn(not_reduced_text(d, eps, n), stacklevel=2)
+        warn_caller(not_reduced_text(d, eps, n))
     backend = backend_for(keys)
     mask = np.zeros(keys.shape[:-1], dtype=np.bool_)
     for i in np.ndindex(keys.shape[:-2]):

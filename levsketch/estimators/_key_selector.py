@@ -51,12 +51,12 @@ class KeySelector(TransformerMixin, StreamEstimator):  # type: ignore[misc]
 
     @property
     def certified_(self) -> bool:
-        """Whether the set is proved."""
+        """Whether float64 proves that no key is missing (with ``n_keys``: that these are the top)."""
         return bool(self._selected().certified)
 
     @property
     def unselected_bound_(self) -> float:
-        """Upper bound on the score of every key outside the set."""
+        """Upper bound on the score of every key outside the set; 1 if nothing is proved."""
         return float(self._selected().unselected_bound)
 
     @property

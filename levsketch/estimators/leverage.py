@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from numbers import Integral, Real
 from typing import Any, ClassVar, Self
 
@@ -10,7 +9,7 @@ import numpy as np
 import scipy.sparse
 from sklearn.utils._param_validation import Interval, StrOptions
 
-from levsketch._checks import check_finite, not_reduced_text
+from levsketch._checks import check_finite, not_reduced_text, warn_caller
 from levsketch._typing import ArrayLike, FloatArray, Rows
 from levsketch.algorithms.heavy import attention_scores, heavy_entries, witnesses
 from levsketch.algorithms.leverage import score_rows
@@ -76,7 +75,10 @@ class LeverageKeySelector(KeySelector):
     method_ : {"gram", "qr", "gram+qr"}
         What the blocks of rows left behind: Gram matrices where their rounding is
         proved harmless, R factors otherwise.
-    n_samples_seen_, n_features_in_ : int
+    n_samples_seen_ : int
+        Number of rows seen.
+    n_features_in_ : int
+        Number of columns d.
     nbytes_ : int
         Bytes of the state.
 
@@ -88,7 +90,8 @@ class LeverageKeySelector(KeySelector):
     Notes
     -----
     Time O(n d^2): 2 n d^2 flops where Gram matrices are certified. Memory
-    O(d^2 + d (d / eps + block)) for any n: a row is dropped for good once its score
+    O(d^2 + d (d / eps + block)) for any n (one d x d matrix for each binary digit of the
+    number of blocks): a row is dropped for good once its score
     in a prefix is below eps, which is exact because scores never rise when rows are
     appended. Any batching of the rows, and any number of threads, leave the same
     bytes of state. A key is kept when its computed score is within the error bound
@@ -307,7 +310,7 @@ class LeverageKeySelector(KeySelector):
         if not fresh:
             return  # a stream may be far from its end: what is read off it will warn
         if self.n_keys is None and stream.d / self.eps >= stream.n_seen:
-            warnings.warn(not_reduced_text(stream.d, self.eps, stream.n_seen), stacklevel=4)
+            warn_caller(not_reduced_text(stream.d, self.eps, stream.n_seen))
         self._checked_selection(stream)
 
     @staticmethod

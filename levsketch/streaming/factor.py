@@ -253,12 +253,13 @@ class StreamFactor:
         return np.asarray(good.all(axis=1))
 
     def _own_prefix(self, gram: FloatArray, block: int) -> Whitening | None:
-        """Return the whitening of the very first block, from its own Gram matrix."""
+        """Return the whitening of the very first block from its own Gram matrix, if that is proved."""
         factor = gram_factor(gram + np.diag(self.ridge))
         if factor is None:
             return None
         found = whiten(factor, lambda: 0, gram_diagonal=np.diagonal(gram))
-        return found if found.spans_coordinates else None
+        growth = found.gram_growth(np.diagonal(gram)[None], block)[0]
+        return found if growth <= GRAM_BUDGET else None
 
     def _spaces(
         self, rows: Rows, block: int, prefix: Whitening | None
