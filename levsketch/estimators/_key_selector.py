@@ -51,7 +51,7 @@ class KeySelector(TransformerMixin, StreamEstimator):  # type: ignore[misc]
 
     @property
     def certified_(self) -> bool:
-        """Whether float64 proves that no key is missing (with ``n_keys``: that these are the top)."""
+        """Whether float64 proves that no key is missing (``n_keys``: that these are the top)."""
         return bool(self._selected().certified)
 
     @property

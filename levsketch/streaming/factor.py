@@ -253,7 +253,7 @@ class StreamFactor:
         return np.asarray(good.all(axis=1))
 
     def _own_prefix(self, gram: FloatArray, block: int) -> Whitening | None:
-        """Return the whitening of the very first block from its own Gram matrix, if that is proved."""
+        """Return the whitening of the first block by its own Gram matrix, if that is proved."""
         factor = gram_factor(gram + np.diag(self.ridge))
         if factor is None:
             return None
