@@ -19,9 +19,13 @@ from levsketch._typing import BoolArray, FloatArray, IntArray, Rows
 from levsketch.backends import Backend
 
 UNIT_ROUNDOFF = 2.0**-53
-# Relative error constant of the R-factor path, in units of roundoff times
-# sqrt(d) times the condition number: calibrated (docs/theory), not proved.
+# Relative error of the R-factor path, in units of roundoff times sqrt(d) times the
+# condition number, is QR_CONSTANT plus QR_COHERENT for each term of the longest inner
+# product. The first is what rounding at random makes, with a margin of four; the second
+# what equal terms make, whose roundings all go one way (rows that repeat: 1/8 is seen).
+# Both are calibrated (docs/theory), not proved.
 QR_CONSTANT = 16.0
+QR_COHERENT = 0.25
 # A whitening whose relative error bound is larger than this certifies nothing.
 MAX_ERROR = 0.5
 # Exponent of a column without entries: below that of any float64.
@@ -57,14 +61,30 @@ def column_exponents(X: Rows) -> IntArray:
     return np.where(top > 0, np.frexp(top)[1], NO_EXPONENT).astype(np.int64)
 
 
+def piece_size(d: int) -> int:
+    """Return how many rows one Householder QR takes: a power of two, at least 2 d and 64."""
+    return max(64, 1 << (2 * d - 1).bit_length())
+
+
 def factor_blocks(backend: Backend, rows: Rows, block: int) -> list[Factor]:
-    """Return the R factors of consecutive row blocks, each scaled by its own exponents."""
+    """Return the R factors of consecutive row blocks, each scaled by its own exponents.
+
+    A block is factored in pieces, and these in a tree: equal rows round all the same
+    way, and the error of one QR of n such rows grows with n.
+    """
+    d = rows.shape[1]
     starts = range(0, rows.shape[0], block)
     exponents = [column_exponents(rows[i : i + block]) for i in starts]
     scaled = np.concatenate(
         [scale_columns(rows[i : i + block], -e) for i, e in zip(starts, exponents, strict=True)]
     )
-    return [Factor(R, e) for R, e in zip(backend.qr_blocks(scaled, block), exponents, strict=True)]
+    piece = piece_size(d)
+    if len(starts) > 1 and block % piece:
+        piece = block  # pieces must not reach over the edge of a block
+    factors = backend.qr_blocks(scaled, piece)
+    while len(factors) > len(starts):
+        factors = backend.qr_blocks(factors.reshape(-1, d), 2 * d)
+    return [Factor(R, e) for R, e in zip(factors, exponents, strict=True)]
 
 
 def stack_factors(backend: Backend, factors: Sequence[Factor]) -> Factor:
@@ -190,14 +210,22 @@ class Whitening:
         e = np.where(self.active, self.factor.exponents, 0)
         with np.errstate(over="ignore", under="ignore", invalid="ignore"):
             weights = np.sum(self.matrix**2, axis=1) * np.ldexp(1.0, -2 * e)
-            growth = gram_roundoff(block, d) * d / self.deflation * (diagonals @ weights)
+            # row by row: the bits of a BLAS product depend on how many blocks came together
+            shares = np.sum(np.ascontiguousarray(diagonals) * weights, axis=1)
+            growth = gram_roundoff(block, d) * d / self.deflation * shares
         foreign = (diagonals[:, ~self.active] != 0).any(axis=1)
         return np.where(foreign | ~np.isfinite(growth), np.inf, growth)
 
 
+def qr_roundoff(d: int) -> float:
+    """Return the relative error of an R factor of d columns, for condition number one."""
+    terms = piece_size(d) + d  # of an inner product in a QR, and of one in k W
+    return (QR_CONSTANT + QR_COHERENT * terms) * UNIT_ROUNDOFF * float(np.sqrt(d))
+
+
 def certified_condition(d: int) -> float:
-    """Return the condition number (``Whitening.condition``) up to which R factors certify."""
-    return MAX_ERROR / (QR_CONSTANT * UNIT_ROUNDOFF * float(np.sqrt(d)))
+    """Return up to which ``Whitening.condition`` R factors are certified."""
+    return MAX_ERROR / qr_roundoff(d)
 
 
 def gram_roundoff(block: int, d: int) -> float:
@@ -228,9 +256,11 @@ def whiten(
     -----
     With unit columns, K + dK = Q R and ``||dK||_F <= c u sqrt(d)``, so that
     ``| ||R x|| / ||K x|| - 1 | <= c u sqrt(d) ||W||_F``; the same holds for the
-    product with W. The Gram part is relative by construction. Cost O(d^3).
+    product with W, whose inner products have d terms. The Gram part is relative by
+    construction. Cost O(d^3).
     """
     R, d = factor.R, factor.R.shape[0]
+    roundoff = qr_roundoff(d)
     norms = np.linalg.norm(R, axis=0)
     active = norms > 0
     count = int(active.sum())
@@ -242,7 +272,7 @@ def whiten(
     bound = functools.partial(
         _error_bound,
         norms=np.ldexp(norms[active], np.minimum(factor.exponents[active], 900)),
-        d=d,
+        roundoff=roundoff,
         gram_diagonal=None if gram_diagonal is None else gram_diagonal[active],
         gram_error=gram_error,
     )
@@ -251,7 +281,7 @@ def whiten(
     if error > MAX_ERROR:
         rank = exact_rank()
         if rank < count or not np.isfinite(error):
-            rank, W = _pseudo_inverse(unit, rank)
+            rank, W = _pseudo_inverse(unit, rank, 2 * roundoff)
             triangular = False
             error = bound(W) if W.shape[1] == rank else np.inf
     condition = max(1.0, float(np.linalg.norm(W))) if W.shape[1] == rank else np.inf
@@ -265,14 +295,14 @@ def _error_bound(
     W: FloatArray,
     *,
     norms: FloatArray,
-    d: int,
+    roundoff: float,
     gram_diagonal: FloatArray | None,
     gram_error: float,
 ) -> float:
     with np.errstate(over="ignore", invalid="ignore"):
-        # the floor is what d additions in k W may round, however few directions W has
-        condition = max(float(np.linalg.norm(W)), float(np.sqrt(d)))
-        error = QR_CONSTANT * UNIT_ROUNDOFF * float(np.sqrt(d)) * condition
+        # the floor is what the additions in k W may round, however few directions W has
+        d = len(norms)
+        error = roundoff * max(float(np.linalg.norm(W)), float(np.sqrt(d)))
         if gram_diagonal is not None:
             # the Cholesky factorisation of the Gram part rounds once more
             share = np.sum((W * (np.sqrt(gram_diagonal) / norms)[:, None]) ** 2)
@@ -293,14 +323,14 @@ def _triangular_inverse(R: FloatArray) -> FloatArray:
     return np.triu(inverse)
 
 
-def _pseudo_inverse(R: FloatArray, rank: int) -> tuple[int, FloatArray]:
+def _pseudo_inverse(R: FloatArray, rank: int, rounding: float) -> tuple[int, FloatArray]:
     """Return the rank and V / s (c, k) of the leading singular triplets, k <= rank.
 
-    R (c, c) has unit columns. Singular values that rounding cannot have made refute
-    a smaller ``rank``; k is less than the rank where a singular value is lost to it.
+    R (c, c) has unit columns. Singular values above ``rounding``, which therefore are
+    not made by it, refute a smaller ``rank``; k is less than the rank where a
+    singular value is lost to it.
     """
     _, s, vt = np.linalg.svd(R)
-    rounding = QR_CONSTANT * UNIT_ROUNDOFF * np.sqrt(len(R))
-    rank = max(rank, int(np.sum(s > 2 * rounding)))
+    rank = max(rank, int(np.sum(s > rounding)))
     keep = min(rank, int(np.sum(s > s[0] * UNIT_ROUNDOFF)))
     return rank, np.asarray(vt[:keep].T / s[:keep])

@@ -121,9 +121,20 @@ def cauchy(rng, n, d, k):
     return 1 / (rng.uniform(0, 10.0 ** rng.uniform(-1, 1.5), (n, 1)) + np.arange(1, d + 1))
 
 
+def repeated(rng, n, d, k):
+    # equal rows round all one way: the error of a plain QR of them grows with n
+    rows = rng.choice([0.1, 1 / 3, 0.7, 3.0]) * np.ones((1, d))
+    if rng.random() < 0.5:
+        rows = rng.uniform(0.5, 2, (int(rng.integers(1, 4)), d))
+    K = rows[np.sort(rng.integers(len(rows), size=n))]
+    K[:d] = 10.0**-k * rng.standard_normal((d, d))
+    return K
+
+
 FAMILIES = [
     geometric, one_small, graded_rows, falling_rows, rising_rows,
     lone_key, near_hyperplane, shifted, heavy_tails, vandermonde,
+    repeated,
     gaussian_kernel, chebyshev, cauchy,
 ]  # fmt: skip
 

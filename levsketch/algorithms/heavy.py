@@ -169,7 +169,9 @@ def heavy_attention(Q: ArrayLike, K: ArrayLike, eps: float, p: float = 2) -> Any
     for i in np.ndindex(out.shape):
         check_finite(queries[i], name="Q")
         selection = select_keys(backend, keys[i], eps)
-        out[i] = heavy_entries(selection, queries[i].astype(np.float64), eps, keys.shape[-2], dtype)
+        out[i] = heavy_entries(
+            selection, np.ascontiguousarray(queries[i], np.float64), eps, keys.shape[-2], dtype
+        )
     return out[()]
 
 

@@ -20,6 +20,7 @@ from .exits import (
     OS_ERROR,
     TERMINATED,
     UNAVAILABLE,
+    USAGE,
     CommandError,
     Terminated,
     complain,
@@ -49,7 +50,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         # a file name or a locale that cannot be printed must not end the command
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
-    args = build_parser().parse_args(argv)
+    parser = build_parser()
+    args = parser.parse_args(argv)
+    if args.command is None:
+        parser.print_help(sys.stderr)
+        return USAGE
     try:
         with _sigterm_raises():
             code = _run(args)
@@ -65,11 +70,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         complain("error", "terminated")
         return TERMINATED
     except BrokenPipeError:
-        # the reader of our output went away, as `head` does; nothing to say, and no
-        # second attempt when the interpreter flushes at its end
-        _discard_stdout()
+        _settle_stdout()  # its reader went away, as `head` does: nothing to say
         return IO_ERROR
     except OSError as error:
+        _settle_stdout()
         complain("error", f"{error.filename or 'output'}: {error.strerror or error}")
         return IO_ERROR
     except MemoryError as error:
@@ -108,7 +112,13 @@ def _sigterm_raises() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def _discard_stdout() -> None:
-    """Send what is still buffered for stdout nowhere."""
-    with contextlib.suppress(OSError, ValueError, AttributeError):
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+def _settle_stdout() -> None:
+    """Send what cannot be written to stdout nowhere, or the interpreter tries again at its end."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        with contextlib.suppress(OSError, ValueError):  # stdout need not be a file
+            number = sys.stdout.fileno()
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, number)
+            os.close(nowhere)

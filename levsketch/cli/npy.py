@@ -77,14 +77,14 @@ def parse_header(file: IO[bytes]) -> tuple[np.dtype[Any], tuple[int, ...], bool]
 
     Raises ValueError, in words for users, if there is no such header.
     """
-    readers: dict[tuple[int, int], Callable[[IO[bytes]], Any]] = {
+    readers: dict[tuple[int, ...], Callable[[IO[bytes]], Any]] = {
         (1, 0): npy_format.read_array_header_1_0,
         (2, 0): npy_format.read_array_header_2_0,
     }
     if file.read(6) != npy_format.MAGIC_PREFIX:
         raise ValueError("not a .npy file (it does not start with \\x93NUMPY)")
     version = tuple(file.read(2))
-    reader = readers.get(version)  # type: ignore[call-overload]
+    reader = readers.get(version)
     if reader is None:
         raise ValueError(f"has .npy format version {version}, which holds no plain matrix")
     try:

@@ -42,13 +42,13 @@ def build_parser() -> Parser:
     """Return the parser of the whole command."""
     parser = Parser(
         prog="levsketch",
-        description="Find the keys that some query can single out: exactly, in one pass, for "
+        description="Find the keys that some query can single out: exactly, in one pass, for\n"
         "data larger than memory. Begin with: levsketch demo",
         epilog=_EXIT_CODES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action=Version, nargs=0, help="print the version and exit")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
     _add_demo(commands)
     _add_select(commands)
     _add_scores(commands)
@@ -56,7 +56,9 @@ def build_parser() -> Parser:
     return parser
 
 
-def _command(commands: argparse._SubParsersAction[Parser], name: str, text: str, more: str) -> Parser:
+def _command(
+    commands: argparse._SubParsersAction[Parser], name: str, text: str, more: str
+) -> Parser:
     return commands.add_parser(
         name,
         help=text,
@@ -96,7 +98,7 @@ def _add_select(commands: argparse._SubParsersAction[Parser]) -> None:
         "select keys from .npy files of any size, read once",
         """\
 The files are read in the order given, as one stream of rows; memory stays flat
-(about 250 MB for d = 64, however many rows). Each file is a matrix (rows, columns)
+(about 200 MB for d = 64, however many rows). Each file is a matrix (rows, columns)
 of real numbers, as numpy.save writes it.
 
 set.npz opens with numpy.load: indices, keys, scores, guard, witnesses (for each key the
@@ -152,7 +154,9 @@ examples:
         help="size of each of the two read buffers, such as 16M (the default) or 4M",
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object instead")
-    parser.add_argument("--quiet", action="store_true", help="print no progress and no summary")
+    parser.add_argument(
+        "-q", "--quiet", action="store_true", help="print no progress and no summary"
+    )
 
 
 def _add_scores(commands: argparse._SubParsersAction[Parser]) -> None:
@@ -178,7 +182,9 @@ example:
         "--dense", action="store_true", help="every score against the selected keys"
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object instead")
-    parser.add_argument("--quiet", action="store_true", help="print no progress and no summary")
+    parser.add_argument(
+        "-q", "--quiet", action="store_true", help="print no progress and no summary"
+    )
     parser.set_defaults(block_bytes=_size("16M"))
 
 
@@ -186,7 +192,7 @@ def _add_info(commands: argparse._SubParsersAction[Parser]) -> None:
     parser = _command(
         commands,
         "info",
-        "describe a set, a saved state, a file of scores or a .npy file, and check that it is whole",
+        "describe a set, a saved state, scores or a .npy file, and check that it is whole",
         _EXIT_CODES,
     )
     parser.add_argument("file", metavar="FILE")

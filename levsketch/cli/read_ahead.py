@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import io
 import queue
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from levsketch._typing import Rows
 
-from .exits import DATA, NO_INPUT, OS_ERROR, CommandError
+from .exits import DATA, NO_INPUT, CommandError
 from .npy import Buffer, NpyHeader, check_unchanged, read_rows
 
 # One buffer is worked on while the other is filled; more would only cost memory.
@@ -34,7 +35,7 @@ def rows_per_block(header: NpyHeader, block_bytes: int) -> int:
     return count - count % _ALIGNED_ROWS if count > _ALIGNED_ROWS else count
 
 
-def read_blocks(sources: Sequence[NpyHeader], block_bytes: int) -> Iterator[Block]:
+def read_blocks(sources: Sequence[NpyHeader], block_bytes: int) -> Generator[Block, None, None]:
     """Yield the rows of all files in order, in blocks of about ``block_bytes``.
 
     A thread reads ahead by one block; memory is ``N_BUFFERS`` blocks, allocated
@@ -85,18 +86,36 @@ def _read_all(
                     if buffer is None:
                         return
                     count = min(step, source.rows - first)
-                    full.put((Block(source, first, read_rows(file, source, first, count, buffer)), buffer))
+                    full.put(
+                        (
+                            Block(source, first, read_rows(file, source, first, count, buffer)),
+                            buffer,
+                        )
+                    )
                 check_unchanged(file, source)
         full.put(None)
     except BaseException as error:  # the other thread raises it
         full.put(error)
 
 
-def _opened(source: NpyHeader):
+def _opened(source: NpyHeader) -> io.FileIO:
     try:
-        return open(source.path, "rb", buffering=0)
+        return io.FileIO(source.path)
     except OSError as error:
         raise CommandError(NO_INPUT, f"{source.path}: {error.strerror or error}") from error
 
 
-def read_matrix_headers(paths: Sequence[str]) -> list[NpyHeader]: ...
+def refuse_bad_values(block: Block) -> None:
+    """Raise CommandError (code 65) naming the first NaN or infinity of a block, if there is one."""
+    if block.rows.dtype.kind != "f":
+        return
+    finite = np.isfinite(block.rows)
+    if finite.all():
+        return
+    row, column = np.unravel_index(np.argmin(finite), finite.shape)
+    kind = "NaN" if np.isnan(block.rows[row, column]) else "infinity"
+    raise CommandError(
+        DATA,
+        f"{block.source.path}: {kind} at row {block.first + int(row)}, column {int(column)} "
+        "of this file (rows and columns count from 0)",
+    )

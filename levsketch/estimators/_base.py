@@ -210,12 +210,11 @@ class StreamEstimator(BaseEstimator):  # type: ignore[misc]
         stream = self._fitted_stream()
         meta, arrays = self._stream_arrays(stream)
         names = getattr(self, "feature_names_in_", None)
-        # a parameter that was changed since does not hold for these rows: the policy's does
-        current = self.get_params() | stream.policy._asdict()
-        params = {k: v.item() if isinstance(v, np.generic) else v for k, v in current.items()}
         whole = {
             "feature_names": None if names is None else [str(name) for name in names],
-            "params": params,
+            # what these rows were seen with, whatever set_params has changed since; what
+            # the policy does not hold has only its default
+            "params": type(self)().get_params() | stream.policy._asdict(),
             "stream": meta,
         }
         return serialize.pack(type(self).__name__, whole, arrays)

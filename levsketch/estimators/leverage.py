@@ -301,7 +301,7 @@ class LeverageKeySelector(KeySelector):
         self._fitted_stream()
         rows = self._validated(self, X, reset=False)
         check_finite(rows)
-        Q = rows.astype(np.float64, copy=False)
+        Q = np.ascontiguousarray(rows, dtype=np.float64)
         if self._stream.policy.intercept:
             Q = np.concatenate([np.zeros((len(Q), 1)), Q], axis=1)
         return Q, result_dtype(rows.dtype)

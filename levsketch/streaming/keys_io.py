@@ -215,8 +215,10 @@ def _stack(items: list[Any], shape: tuple[int, ...]) -> FloatArray:
 
 
 def _levels(levels: list[int]) -> list[int]:
-    if any(type(a) is not int or a < 0 for a in levels) or any(
-        a <= b for a, b in itertools.pairwise(levels)
+    if (
+        not isinstance(levels, list)
+        or any(type(a) is not int or a < 0 for a in levels)
+        or any(a <= b for a, b in itertools.pairwise(levels))
     ):
         raise LevsketchFormatError(f"tree levels {levels} do not fall.")
     return levels

@@ -82,8 +82,10 @@ def unpack(data: bytes) -> tuple[str, dict[str, Any], dict[str, np.ndarray[Any, 
         entries = [(str(name), str(dtype), tuple(shape)) for name, dtype, shape in table]
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise LevsketchFormatError(f"the header cannot be read: {error}.") from error
-    arrays = {}
+    arrays: dict[str, np.ndarray[Any, Any]] = {}
     for name, dtype, shape in entries:
+        if name in arrays:
+            raise LevsketchFormatError(f"the state has two arrays named {name!r}.")
         sane = len(shape) <= 3 and all(type(s) is int and 0 <= s <= len(data) for s in shape)
         if dtype not in _DTYPES or not sane:
             raise LevsketchFormatError(f"array {name!r} has type {dtype!r} and shape {shape}.")
