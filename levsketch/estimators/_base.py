@@ -244,7 +244,12 @@ class StreamEstimator(BaseEstimator):  # type: ignore[misc]
             agree = result._policy() == stream.policy
         except ValueError as error:
             raise LevsketchFormatError(f"the state has impossible parameters: {error}") from error
-        if not agree or (names is not None and len(names) != stream.n_features):
+        named = names is None or (
+            type(names) is list
+            and len(names) == stream.n_features
+            and all(type(name) is str for name in names)
+        )
+        if not agree or not named:
             raise LevsketchFormatError("the state is absurd: its fields contradict each other.")
         result._stream, result._template = stream, None
         result.n_features_in_ = stream.n_features

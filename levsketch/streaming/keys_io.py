@@ -75,32 +75,99 @@ def from_arrays(meta: Mapping[str, Any], arrays: Arrays) -> KeyStream:
         If a field is missing, or no stream could have left these values.
     """
     try:
+        _check_kinds(meta, arrays)
         stream = _build(meta, arrays)
+        _check_values(stream)
     except LevsketchFormatError:
         raise
     except (KeyError, TypeError, ValueError, IndexError, OverflowError) as error:
         raise LevsketchFormatError(f"the state lacks or garbles a field: {error!r}.") from error
-    _check(stream, arrays)
     return stream
+
+
+# name: (type, lowest, highest); a bool is no int here, and an int no float
+_META: dict[str, tuple[type, float, float]] = {
+    "n_features": (int, 1, 2**31),
+    "n_seen": (int, 1, MAX_ROWS),
+    "n_blocks": (int, 0, MAX_ROWS),
+    "gram_error": (float, 0.0, 1.0),
+    "dropped_bound": (float, 0.0, 1.0),
+    "floor": (float, 0.0, 1.0),
+    "kept": (int, 0, MAX_ROWS),
+    "sound": (bool, 0, 1),
+}
+_PREFIX: dict[str, tuple[type, float, float]] = {
+    "triangular": (bool, 0, 1),
+    "rank": (int, 0, 2**31),
+}
+_ARRAYS = {
+    "pending": ("f8", 2),
+    "grams": ("f8", 3),
+    "factors": ("f8", 3),
+    "exponents": ("i8", 2),
+    "space_basis": ("u8", 2),
+    "space_pivots": ("u1", 1),
+    "candidate_rows": ("f8", 2),
+    "candidate_index": ("i8", 1),
+    "protected": ("i8", 1),
+}
+_PREFIX_ARRAYS = {
+    "prefix_R": ("f8", 2),
+    "prefix_exponents": ("i8", 1),
+    "prefix_matrix": ("f8", 2),
+    "prefix_active": ("?", 1),
+}
+
+
+def _check_kinds(meta: Mapping[str, Any], arrays: Arrays) -> None:
+    """Refuse fields and arrays of another type, range or number of axes, before any is used."""
+    prefix = meta["prefix"]
+    fields = [(meta, _META)] + ([] if prefix is None else [(prefix, _PREFIX)])
+    for where, expected in fields:
+        for name, (kind, low, high) in expected.items():
+            if type(where[name]) is not kind or not low <= where[name] <= high:
+                raise LevsketchFormatError(f"the state is absurd: {name} is {where[name]!r}.")
+    for name in ("condition", "error"):
+        value = 1.0 if prefix is None else prefix[name]
+        if value is not None and (type(value) is not float or value < 0.0):
+            raise LevsketchFormatError(f"the state is absurd: prefix {name} is {value!r}.")
+    dtype = meta["dtype"]
+    if (
+        type(dtype) is not str
+        or np.dtype(dtype).name != dtype
+        or np.dtype(dtype).kind not in "fiub"
+    ):
+        raise LevsketchFormatError(f"the state is absurd: its keys are of dtype {dtype!r}.")
+    kinds = _ARRAYS if prefix is None else _ARRAYS | _PREFIX_ARRAYS
+    if set(arrays) != set(kinds):
+        raise LevsketchFormatError(f"the state has the arrays {sorted(arrays)}.")
+    for name, (code, ndim) in kinds.items():
+        array = arrays[name]
+        if array.dtype != np.dtype(code) or array.ndim != ndim:
+            raise LevsketchFormatError(
+                f"the state is absurd: {name} is {array.ndim}-D of dtype {array.dtype}."
+            )
+        if array.dtype.kind == "f" and not np.isfinite(array).all():
+            raise LevsketchFormatError(f"the state is absurd: {name} is not finite.")
 
 
 def _build(meta: Mapping[str, Any], arrays: Arrays) -> KeyStream:
     policy = Policy(**meta["policy"])
-    n_features = meta["n_features"]
     d = len(arrays["space_basis"])  # of what is there, before anything is made of that size
-    if type(n_features) is not int or n_features < 1 or n_features + bool(policy.intercept) != d:
-        raise LevsketchFormatError(f"the state is absurd: n_features {n_features!r}, d {d}.")
-    empty = KeyStream.empty(policy, n_features)
+    if meta["n_features"] + bool(policy.intercept) != d:
+        raise LevsketchFormatError(f"the state is absurd: {meta['n_features']} features, d {d}.")
+    empty = KeyStream.empty(policy, meta["n_features"])
     pairs = zip(arrays["factors"], arrays["exponents"], strict=True)
     factors = [Factor(R, e) for R, e in pairs]
+    space = {"basis": arrays["space_basis"], "pivots": arrays["space_pivots"]}
     prefix = None
     if meta["prefix"] is not None:
         p = meta["prefix"]
         prefix = Whitening(
             Factor(arrays["prefix_R"], arrays["prefix_exponents"]),
             arrays["prefix_matrix"],
-            bool(p["triangular"]),
-            int(p["rank"]),
+            p["triangular"],
+            p["rank"],
             arrays["prefix_active"],
             _infinite(p["condition"]),
             _infinite(p["error"]),
@@ -108,88 +175,72 @@ def _build(meta: Mapping[str, Any], arrays: Arrays) -> KeyStream:
     return KeyStream(
         policy,
         empty.n_features,
-        int(meta["n_seen"]),
-        str(np.dtype(meta["dtype"]).name) if meta["dtype"] else "",
+        meta["n_seen"],
+        meta["dtype"],
         arrays["pending"],
         StreamFactor(
             empty.factor.ridge,
-            int(meta["n_blocks"]),
+            meta["n_blocks"],
             tuple(zip(_levels(meta["gram_levels"]), arrays["grams"], strict=True)),
             tuple(zip(_levels(meta["factor_levels"]), factors, strict=True)),
-            float(meta["gram_error"]),
-            RowSpace.from_arrays(
-                {"basis": arrays["space_basis"], "pivots": arrays["space_pivots"]}, empty.d
-            ),
+            meta["gram_error"],
+            RowSpace.from_arrays(space, d),
         ),
         prefix,
         Candidates(
             arrays["candidate_rows"],
             arrays["candidate_index"],
             arrays["protected"],
-            float(meta["dropped_bound"]),
-            float(meta["floor"]),
-            int(meta["kept"]),
-            bool(meta["sound"]),
+            meta["dropped_bound"],
+            meta["floor"],
+            meta["kept"],
+            meta["sound"],
         ),
     )
 
 
-def _check(stream: KeyStream, arrays: Arrays) -> None:
+def _check_values(stream: KeyStream) -> None:
     """Refuse shapes, orders and values that no stream could have left."""
-    d, held = stream.d, stream.candidates
-    floats = [a for a in arrays.values() if a.dtype == np.float64]
-    triangles = [G for _, G in stream.factor.factors] + (
-        [stream.prefix.factor] if stream.prefix is not None else []
+    d, held, factor = stream.d, stream.candidates, stream.factor
+    grams = [G for _, G in factor.grams]
+    triangles = [f for _, f in factor.factors]
+    if stream.prefix is not None:
+        triangles.append(stream.prefix.factor)
+    first_pending, n_blocks = stream.n_seen - len(stream.pending), factor.n_blocks
+    levels = [level for level, _ in (*factor.grams, *factor.factors)]
+
+    def require(good: Any, what: str) -> None:
+        if not good:
+            raise LevsketchFormatError(f"the state is absurd: {what}.")
+
+    shapes_fit = (
+        stream.pending.shape[1] == d
+        and held.rows.shape == (len(held.index), d)
+        and all(G.shape == (d, d) for G in grams)
+        and all(f.R.shape == (d, d) and f.exponents.shape == (d,) for f in triangles)
+        and (stream.prefix is None or _is_whitening(stream.prefix, d))
     )
-    first_pending = stream.n_seen - len(stream.pending)
-    problems = {
-        "a value is not finite": any(not np.isfinite(a).all() for a in floats),
-        "an array has the wrong shape": (
-            stream.pending.shape[1:] != (d,)
-            or held.rows.shape != (len(held.index), d)
-            or any(a.dtype != np.float64 for a in (stream.pending, held.rows, arrays["grams"]))
-            or held.index.dtype != np.int64
-            or held.protected.dtype != np.int64
-            or arrays["grams"].shape[1:] != (d, d)
-            or any(
-                f.R.shape != (d, d)
-                or f.R.dtype != np.float64
-                or f.exponents.shape != (d,)
-                or f.exponents.dtype != np.int64
-                or (np.abs(f.exponents) > -NO_EXPONENT).any()
-                for f in triangles
-            )
-            or (stream.prefix is not None and not _is_whitening(stream.prefix, d))
-        ),
-        "the counts contradict each other": (
-            first_pending < 0
-            or not 0 < stream.n_seen <= MAX_ROWS
-            or len(stream.pending) >= block_size(d)
-            or (first_pending == 0) != (stream.factor.n_blocks == 0)
-            or not 0 <= stream.factor.n_blocks <= first_pending
-            or not 0 <= held.kept <= first_pending
-            or (stream.prefix is None) != (stream.factor.n_blocks == 0)
-        ),
-    }
-    for text, wrong in problems.items():
-        if wrong:
-            raise LevsketchFormatError(f"the state is absurd: {text}.")
-    problems = {
-        "a factor is not triangular": any(np.tril(f.R, -1).any() for f in triangles),
-        "a Gram matrix is not symmetric": any((G != G.T).any() for _, G in stream.factor.grams),
-        "row numbers do not ascend below n_samples_seen_": bool(
-            (np.diff(held.index) <= 0).any()
-            or (len(held) and (held.index[0] < 0 or held.index[-1] >= first_pending))
-        ),
-        "a bound is out of range": not (
-            0.0 <= held.dropped_bound <= 1.0
-            and 0.0 <= held.floor <= 1.0
-            and stream.factor.gram_error >= 0.0
-        ),
-    }
-    for text, wrong in problems.items():
-        if wrong:
-            raise LevsketchFormatError(f"the state is absurd: {text}.")
+    require(shapes_fit, "an array has the wrong shape")
+    counts_agree = (
+        0 <= len(stream.pending) < block_size(d)
+        and 0 <= first_pending <= n_blocks * block_size(d)
+        and n_blocks <= first_pending
+        and held.kept <= first_pending
+        and all(level < max(1, n_blocks) for level in levels)
+        and bool(levels) == (n_blocks > 0)
+        and (stream.prefix is None) == (n_blocks == 0)
+    )
+    require(counts_agree, "the counts contradict each other")
+    require(not any(np.tril(f.R, -1).any() for f in triangles), "a factor is not triangular")
+    for f in triangles:
+        e = f.exponents
+        require(((e >= NO_EXPONENT) & (e <= -NO_EXPONENT)).all(), "an exponent is out of range")
+    for G in grams:
+        require((G == G.T).all() and (np.diagonal(G) >= 0).all(), "a Gram matrix is none")
+    rows_ascend = (np.diff(held.index) > 0).all() and (
+        not len(held) or 0 <= held.index[0] <= held.index[-1] < first_pending
+    )
+    require(rows_ascend, "row numbers do not ascend below n_samples_seen_")
 
 
 def _is_whitening(prefix: Whitening, d: int) -> bool:
