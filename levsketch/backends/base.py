@@ -6,6 +6,7 @@ what these operations return, which is small (d x d) or one number a row.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 from array_api_compat import array_namespace
@@ -29,8 +30,7 @@ class Backend:
     def block_grams(self, K: Any, block: int) -> Any:
         """Return the Gram matrices (ceil(n / block), d, d) of consecutive row blocks."""
         xp = array_namespace(K)
-        blocks = [self._wide(K[i : i + block, :]) for i in range(0, K.shape[0], block)]
-        return xp.stack([B.T @ B for B in blocks])
+        return xp.stack([B.T @ B for B in self._wide_blocks(K, block)])
 
     def whitened_row_norms(self, K: Any, W: Any, *, triangular: bool = False) -> Any:
         """Return ``||k_j W||^2`` for every row, shape (n,); ``W`` is (d, c)."""
@@ -43,14 +43,19 @@ class Backend:
         xp = array_namespace(K)
         d = K.shape[1]
         factors = []
-        for i in range(0, K.shape[0], block):
-            R = xp.linalg.qr(self._wide(K[i : i + block, :]), mode="reduced").R
+        for B in self._wide_blocks(K, block):
+            R = xp.linalg.qr(B, mode="reduced").R
             short = d - R.shape[0]
             if short > 0:
                 R = xp.concat([R, xp.zeros((short, d), dtype=R.dtype)], axis=0)
             sign = xp.where(xp.linalg.diagonal(R) < 0, -1.0, 1.0)
             factors.append(xp.astype(sign, R.dtype)[:, None] * R)
         return xp.stack(factors)
+
+    def _wide_blocks(self, K: Any, block: int) -> Iterator[Any]:
+        n = K.shape[0]
+        for i in range(0, n, block):
+            yield self._wide(K[i : min(i + block, n), :])
 
     @staticmethod
     def _wide(K: Any) -> Any:

@@ -44,6 +44,11 @@ def to_numpy(X: Any) -> Any:
     return np.from_dlpack(X)
 
 
+def template_of(X: Any) -> Any:
+    """Return an empty array of the library of a foreign ``X`` (holding none of it), else None."""
+    return array_namespace(X).empty((0,)) if is_foreign(X) else None
+
+
 def like(result: np.ndarray[Any, Any], template: Any) -> Any:
     """Return ``result`` in the array library of ``template`` (NumPy for anything else)."""
     return array_namespace(template).asarray(result) if is_foreign(template) else result

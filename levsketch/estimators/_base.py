@@ -14,7 +14,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 
 from levsketch._checks import LevsketchFormatError, LevsketchStateError
 from levsketch._typing import ArrayLike, Rows
-from levsketch.backends.interchange import is_foreign, like, to_numpy
+from levsketch.backends.interchange import like, template_of, to_numpy
 from levsketch.streaming import serialize
 
 # Commits are compare-and-swap under this lock, so that of two threads that
@@ -74,7 +74,7 @@ class StreamEstimator(BaseEstimator):  # type: ignore[misc]
         stream = self._empty_stream(policy, rows.shape[1]) if before is None else before
         after = self._updated(stream, rows)
         if before is None:
-            probe._template = X[:0] if is_foreign(X) else None
+            probe._template = template_of(X)
         if after is stream and not fresh:
             return self  # no rows: nothing happened
         probe._stream = after
