@@ -1,0 +1,276 @@
+"""merge: the rows of one, then those of the other, in any association."""
+
+import dataclasses
+import pickle
+
+import numpy as np
+import oracles
+import pandas as pd
+import pytest
+from fitting import fit, missed, quiet, snapshot, split, stream
+from hypothesis import assume, example, given, settings
+from hypothesis import strategies as st
+from oracles import WIDE
+from sklearn.base import BaseEstimator
+from strategies import (
+    conditioned,
+    cuts,
+    gaussian,
+    growing,
+    heavy_tails,
+    keys,
+    lone_axis,
+    lone_in_hyperplane,
+    low_rank,
+    make,
+    zero_columns,
+)
+
+from levsketch import LeverageKeySelector
+
+KINDS = [gaussian, conditioned, heavy_tails, growing, zero_columns, lone_axis, low_rank]
+
+
+def parts(K, places, **params):
+    return [fit(part, **params) for part in split(K, places) if len(part)]
+
+
+def left_to_right(selectors):
+    merged = selectors[0]
+    for selector in selectors[1:]:
+        merged = merged | selector
+    return merged
+
+
+def right_to_left(selectors):
+    merged = selectors[-1]
+    for selector in reversed(selectors[:-1]):
+        merged = selector.merge(merged)
+    return merged
+
+
+def as_tree(selectors):
+    while len(selectors) > 1:
+        pairs = [left_to_right(selectors[i : i + 2]) for i in range(0, len(selectors), 2)]
+        selectors = pairs
+    return selectors[0]
+
+
+def check_equal(merged, whole, eps):
+    """Check that a merged selector says the same as one fitted to all rows, up to guards."""
+    with quiet():
+        assert merged.n_samples_seen_ == whole.n_samples_seen_
+        assert merged.certified_
+        assert whole.certified_
+        a, b = merged._selected(), whole._selected()
+    error = a.whitening.error + b.whitening.error
+    mine = dict(zip(a.index[a.universal].tolist(), a.scores[a.universal], strict=True))
+    other = dict(zip(b.index[b.universal].tolist(), b.scores[b.universal], strict=True))
+    for j in mine.keys() ^ other.keys():  # only what lies within the guards of eps may differ
+        assert abs(mine.get(j, other.get(j)) / eps - 1) <= 4 * error
+    for j in mine.keys() & other.keys():
+        assert abs(mine[j] - other[j]) <= 4 * error * other[j]
+    assert a.space.rank == b.space.rank
+    np.testing.assert_array_equal(a.space.basis, b.space.basis)
+
+
+@pytest.mark.parametrize(
+    "params", [{}, {"intercept": True}, {"ridge": 0.5}, {"min_keys": 5}], ids=str
+)
+@settings(max_examples=25)
+@given(keys(max_rows=4000, max_columns=5), st.data(), st.sampled_from([0.01, 0.1, 0.6]))
+@example(make(conditioned, 1, 4000, 4), None, 0.01)
+def test_any_association_says_the_same_as_all_rows(params, made, data, eps):
+    places = data.draw(cuts(len(made.K), most=4)) if data else [100, 1200, 3333]
+    with quiet():
+        shards = parts(made.K, places, eps=eps, **params)
+        whole = fit(made.K, eps=eps, **params)
+        assume(whole.certified_ and as_tree(shards).certified_)
+        for associate in (left_to_right, right_to_left, as_tree):
+            check_equal(associate(shards), whole, eps)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_long_shards_say_the_same_as_all_rows(kind):
+    K = make(kind, 3, 20_000, 4).K
+    shards = parts(K, [5000, 5001, 13_000], eps=0.02)
+    with quiet():
+        for associate in (left_to_right, right_to_left, as_tree):
+            merged = associate(shards)
+            if merged.certified_:
+                check_equal(merged, fit(K, eps=0.02), 0.02)
+            else:
+                assert kind is growing
+
+
+@settings(max_examples=60)
+@given(keys(max_rows=3000, max_columns=5), st.integers(1, 2999), st.sampled_from([0.01, 0.2, 1.0]))
+@example(make(lone_in_hyperplane, 0, 3000, 3), 1024, 0.5)
+@example(make(lone_in_hyperplane, 5, 3000, 3), 2048, 0.5)
+def test_merging_misses_no_key(made, place, eps):
+    place = min(place, len(made.K) - 1)
+    assume(place > 0)
+    slack = 64 * WIDE * np.sqrt(made.basis.shape[1]) * oracles.condition(made.basis)
+    assume(slack < 1e-3)
+    with quiet():
+        merged = left_to_right(parts(made.K, [place], eps=eps, min_keys=0))
+        floor = eps if merged.certified_ else 1 - 1e-9
+        assert missed(merged, oracles.leverage(made.basis), floor, slack).size == 0
+
+
+@pytest.mark.parametrize("kind", [*KINDS, lone_in_hyperplane])
+def test_neither_operand_changes_and_nothing_is_shared(kind):
+    K = make(kind, 4, 6000, 4).K
+    a, b = fit(K[:2500], eps=0.05), fit(K[2500:], eps=0.05)
+    before = snapshot(a), snapshot(b)
+    with quiet():
+        merged = a | b
+        assert merged is not a
+        first = merged.to_bytes()
+        assert (snapshot(a), snapshot(b)) == before
+        merged.partial_fit(K)
+        assert (snapshot(a), snapshot(b)) == before
+        again = a | b
+        assert again.to_bytes() == first
+        a.partial_fit(K)
+        b.partial_fit(K)
+        assert again.to_bytes() == first
+
+
+def test_merging_with_itself_counts_twice():
+    K = make(gaussian, 5, 3000, 3).K
+    a = fit(K, eps=0.01)
+    before = snapshot(a)
+    both = a.merge(a)
+    assert snapshot(a) == before
+    assert both.n_samples_seen_ == 6000
+    check_equal(both, fit(np.concatenate([K, K]), eps=0.01), 0.01)
+
+
+@pytest.mark.parametrize("n", [1, 700, 5000])
+def test_merging_with_nothing_changes_nothing(n):
+    K = make(gaussian, 6, n, 3).K
+    a, nothing = fit(K, eps=0.05), LeverageKeySelector(eps=0.05)
+    for merged in (a | nothing, nothing | a):
+        assert merged is not a
+        assert merged.to_bytes() == a.to_bytes()
+        with quiet():
+            merged.partial_fit(K)
+        assert a.n_samples_seen_ == len(K)
+    assert vars(nothing | nothing) == vars(nothing)
+
+
+def test_merged_streams_go_on_as_if_nothing_had_happened():
+    K = make(heavy_tails, 7, 30_000, 3).K
+    with quiet():
+        merged = fit(K[:9000], eps=0.02) | fit(K[9000:16_000], eps=0.02)
+        for batch in split(K[16_000:], range(1700, 14_000, 1700)):
+            merged.partial_fit(batch)
+        check_equal(merged, fit(K, eps=0.02), 0.02)
+
+
+def test_batches_after_a_merge_leave_the_same_bytes_too():
+    K = make(gaussian, 8, 30_000, 3).K
+    found = set()
+    for step in (700, 1024, 5000, 20_000):
+        merged = fit(K[:5500], eps=0.02) | fit(K[5500:10_100], eps=0.02)
+        for batch in split(K[10_100:], range(step, 19_900, step)):
+            merged.partial_fit(batch)
+        found.add(merged.to_bytes())
+    assert len(found) == 1
+
+
+def test_many_small_shards_stay_small():
+    rng = np.random.default_rng(9)
+    merged = LeverageKeySelector(eps=0.1)
+    sizes = []
+    for _ in range(300):
+        with quiet():
+            merged = merged | LeverageKeySelector(eps=0.1).partial_fit(rng.standard_normal((40, 3)))
+        sizes.append(merged.nbytes_)
+    assert merged.n_samples_seen_ == 12_000
+    assert max(sizes[150:]) < 1.5 * max(sizes[:150])
+    assert merged.certified_
+    loaded = LeverageKeySelector.from_bytes(merged.to_bytes())
+    assert loaded.to_bytes() == merged.to_bytes()
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"eps": 0.06}, ["eps", "0.05", "0.06"]),
+        ({"n_keys": 3}, ["n_keys", "None", "3"]),
+        ({"min_keys": 3}, ["min_keys", "1", "3"]),
+        ({"intercept": True}, ["intercept", "False", "True"]),
+        ({"ridge": 1.0}, ["ridge", "0.0", "1.0"]),
+    ],
+)
+def test_other_parameters_are_refused_by_name_and_values(changes, words):
+    K = make(gaussian, 10, 2000, 3).K
+    a, b = fit(K, eps=0.05), fit(K, **({"eps": 0.05} | changes))
+    before = snapshot(a), snapshot(b)
+    for one, two in ((a, b), (b, a)):
+        with pytest.raises(ValueError, match="cannot merge") as caught:
+            one.merge(two)
+        assert all(word in str(caught.value) for word in words)
+    assert (snapshot(a), snapshot(b)) == before
+
+
+def test_other_widths_names_and_classes_are_refused():
+    K = make(gaussian, 11, 200, 3).K
+    a = fit(pd.DataFrame(K, columns=["a", "b", "c"]), eps=0.5)
+    with pytest.raises(ValueError, match=r"n_features_in_ is 3 .* and 2"):
+        a.merge(fit(K[:, :2], eps=0.5))
+    with pytest.raises(ValueError, match="'b' / 'x'"):
+        a.merge(fit(pd.DataFrame(K, columns=["a", "x", "c"]), eps=0.5))
+    with pytest.raises(ValueError, match="names differ"):
+        a.merge(fit(pd.DataFrame(K, columns=["b", "a", "c"]), eps=0.5))
+    assert (a | fit(K, eps=0.5)).feature_names_in_.tolist() == ["a", "b", "c"]
+
+    class Other(LeverageKeySelector):
+        pass
+
+    for other in (Other(eps=0.5), BaseEstimator(), None, 3):
+        with pytest.raises(TypeError, match=r"cannot merge|both must be"):
+            a.merge(other)
+    with pytest.raises(TypeError):
+        a | 3
+
+
+def test_parameters_changed_after_fitting_are_not_merged():
+    K = make(gaussian, 12, 200, 3).K
+    a, b = fit(K, eps=0.5), fit(K, eps=0.4).set_params(eps=0.5)
+    with pytest.raises(ValueError, match="changed after"):
+        a.merge(b)
+
+
+def test_row_numbers_of_the_other_follow_on():
+    a = stream([np.array([[1.0, 0], [1.0, 0]])], eps=0.9, min_keys=0)
+    b = stream([np.array([[2.0, 0], [0, 3.0], [2.0, 0]])], eps=0.9, min_keys=0)
+    with quiet():
+        assert (a | b).indices_.tolist() == [3]
+        assert (b | a).indices_.tolist() == [1]
+        assert ((a | b) | b).indices_.tolist() == []
+
+
+def test_merged_selectors_pickle_and_save():
+    K = make(gaussian, 13, 3000, 3).K
+    merged = fit(K[:1000], eps=0.05) | fit(K[1000:], eps=0.05)
+    assert pickle.loads(pickle.dumps(merged)).to_bytes() == merged.to_bytes()
+    assert LeverageKeySelector.from_bytes(merged.to_bytes()).to_bytes() == merged.to_bytes()
+
+
+def test_narrow_and_wide_shards_merge_to_the_wide_type():
+    K = make(gaussian, 14, 400, 3).K
+    a, b = fit(K.astype(np.float32), eps=0.1), fit(K, eps=0.1)
+    with quiet():
+        assert (a | a).keys_.dtype == np.float32
+        assert (a | b).keys_.dtype == (b | a).keys_.dtype == np.float64
+
+
+def test_row_numbers_beyond_int64_are_refused():
+    a = fit(make(gaussian, 15, 300, 3).K, eps=0.5)
+    b = fit(make(gaussian, 15, 300, 3).K, eps=0.5)
+    b._stream = dataclasses.replace(b._stream, n_seen=2**63 - 200)
+    with pytest.raises(OverflowError, match="2\\*\\*63"):
+        a.merge(b)

@@ -1,0 +1,179 @@
+"""Row-tile kernels: right, on every instruction set, with the same bits however rows are split."""
+
+import numpy as np
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+from oracles import U
+
+from levsketch._kernels import blocks
+from levsketch.backends.cpu import serial_blas, use_instruction_set
+
+LEVELS = [name for name in ("baseline", "avx2", "avx512") if blocks.select_tiles(name)]
+use_instruction_set("")
+# Widths around the vector and panel sizes of each level, and a wide one.
+WIDTHS = [1, 2, 3, 4, 5, 7, 8, 9, 15, 16, 17, 31, 33, 64, 65]
+
+
+@pytest.fixture(params=LEVELS)
+def level(request):
+    use_instruction_set(request.param)
+    yield request.param
+    use_instruction_set("")
+
+
+def draw(n, d, dtype, seed=0):
+    rng = np.random.default_rng(seed)
+    return (rng.standard_normal((n, d)) * np.exp(3 * rng.standard_normal((n, 1)))).astype(dtype)
+
+
+def grams(K, block, threads=1):
+    out = np.full((-(-len(K) // block), K.shape[1], K.shape[1]), np.nan)
+    blocks.block_grams(K, block, out, threads)
+    return out
+
+
+def norms(K, W, triangular=False, threads=1):
+    out = np.full(len(K), np.nan)
+    blocks.whitened_row_norms(K, np.ascontiguousarray(W), triangular, out, threads)
+    return out
+
+
+def factors(K, block, threads=1):
+    out = np.full((-(-len(K) // block), K.shape[1], K.shape[1]), np.nan)
+    with serial_blas():
+        blocks.qr_blocks(K, block, out, threads)
+    return out
+
+
+def wide(K):
+    return K.astype(np.longdouble)
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+@pytest.mark.parametrize("d", WIDTHS)
+def test_gram_matrices_are_right_to_the_rounding_of_their_sums(level, d, dtype):
+    for n, block in ((1, 1), (5, 7), (128, 128), (129, 129), (300, 100), (1030, 1024)):
+        K = draw(n, d, dtype, seed=n)
+        found = grams(K, block)
+        for b, G in enumerate(found):
+            part = wide(K[b * block : (b + 1) * block])
+            # gamma_n |K|^T |K|, entry by entry
+            bound = len(part) * U * (np.abs(part).T @ np.abs(part)) + 1e-320
+            assert (np.abs(G - part.T @ part) <= bound).all()
+            np.testing.assert_array_equal(G, G.T)
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+@pytest.mark.parametrize("d", WIDTHS)
+def test_whitened_norms_are_right_to_the_rounding_of_their_sums(level, d, dtype):
+    rng = np.random.default_rng(d)
+    for n in (1, 3, 11, 12, 13, 24, 50):
+        K = draw(n, d, dtype, seed=n)
+        for c, triangular in ((d, True), (d, False), (max(1, d // 2), False)):
+            W = rng.standard_normal((d, c))
+            W = np.triu(W) if triangular else W
+            true = np.square(wide(K) @ wide(W)).sum(axis=1)
+            size = np.square(np.abs(wide(K)) @ np.abs(wide(W))).sum(axis=1)
+            error = np.abs(norms(K, W, triangular) - true)
+            assert (error <= 4 * (d + c) * U * size).all()
+
+
+def test_below_the_diagonal_of_a_triangular_whitener_nothing_is_used_but_zeros(level):
+    for d in WIDTHS:
+        K, W = draw(30, d, np.float64), np.triu(draw(d, d, np.float64, seed=1))
+        np.testing.assert_allclose(norms(K, W, True), norms(K, W, False), rtol=1e-13)
+
+
+@pytest.mark.parametrize("d", WIDTHS)
+def test_a_row_has_the_same_norm_in_any_company(level, d):
+    # alone, at any place of a group, in groups that are full or not
+    W = draw(d, d, np.float64, seed=2)
+    for dtype in (np.float64, np.float32):
+        K = draw(61, d, dtype)
+        together = norms(K, W)
+        alone = np.concatenate([norms(K[i : i + 1], W) for i in range(len(K))])
+        np.testing.assert_array_equal(together, alone)
+        for first in range(13):
+            np.testing.assert_array_equal(norms(K[first:], W), together[first:])
+
+
+@pytest.mark.parametrize("d", WIDTHS)
+def test_single_precision_rows_give_the_bits_of_their_double_copy(level, d):
+    K = draw(333, d, np.float32)
+    W = np.triu(draw(d, d, np.float64, seed=3))
+    np.testing.assert_array_equal(grams(K, 100), grams(K.astype(np.float64), 100))
+    for triangular in (True, False):
+        np.testing.assert_array_equal(
+            norms(K, W, triangular), norms(K.astype(np.float64), W, triangular)
+        )
+
+
+@pytest.mark.parametrize("d", [1, 5, 16, 33])
+def test_thread_counts_do_not_change_a_bit(level, d):
+    K, W = draw(5000, d, np.float64), draw(d, d, np.float64, seed=4)
+    for threads in (2, 3, 8):
+        np.testing.assert_array_equal(grams(K, 700), grams(K, 700, threads))
+        np.testing.assert_array_equal(norms(K, W), norms(K, W, threads=threads))
+        np.testing.assert_array_equal(factors(K, 700), factors(K, 700, threads))
+
+
+@pytest.mark.parametrize("d", [1, 5, 16, 33])
+def test_a_block_has_the_same_gram_and_factor_in_any_company(level, d):
+    K = draw(1024 * 3, d, np.float64)
+    together, triangles = grams(K, 1024), factors(K, 1024)
+    for b in range(3):
+        part = K[b * 1024 : (b + 1) * 1024].copy()
+        np.testing.assert_array_equal(grams(part, 1024)[0], together[b])
+        np.testing.assert_array_equal(factors(part, 1024)[0], triangles[b])
+
+
+@pytest.mark.parametrize("d", [1, 3, 8, 40])
+@pytest.mark.parametrize("n", [1, 2, 39, 100])
+def test_qr_blocks_are_triangular_with_the_gram_matrix_of_their_rows(n, d):
+    K = draw(n, d, np.float64)
+    for b, R in enumerate(factors(K, 50)):
+        part = wide(K[b * 50 : (b + 1) * 50])
+        sizes = np.sqrt(np.square(part).sum(axis=0))
+        error = np.abs(wide(R).T @ wide(R) - part.T @ part)
+        assert (error <= 30 * U * np.sqrt(d) * np.outer(sizes, sizes)).all()
+        assert (np.tril(R, -1) == 0).all()
+        assert (np.diagonal(R) >= 0).all()
+
+
+@pytest.mark.parametrize("d", WIDTHS)
+def test_nothing_outside_the_rows_is_read_or_written(level, d):
+    # neighbours are NaN: one read of them would show, one write over them, too
+    fence = np.full((40, d), np.nan)
+    for dtype in (np.float64, np.float32):
+        buffer = np.concatenate([fence, draw(37, d, np.float64), fence]).astype(dtype)
+        inside, W = buffer[40:77], draw(d, d, np.float64, seed=5)
+        out = np.full(37 + 2 * 40, -1.0)
+        blocks.whitened_row_norms(inside, W, False, out[40:77], 1)
+        assert np.isfinite(out[40:77]).all()
+        assert (out[:40] == -1).all()
+        assert (out[77:] == -1).all()
+        assert np.isfinite(grams(inside, 20)).all()
+        assert np.isnan(buffer[:40]).all()
+
+
+@given(st.integers(1, 40), st.integers(1, 200), st.integers(1, 90), st.integers(0, 99))
+@example(16, 128, 128, 0)
+def test_all_levels_agree_to_rounding(d, n, block, seed):
+    K, W = draw(n, d, np.float64, seed), draw(d, d, np.float64, seed + 1)
+    found = []
+    for name in LEVELS:
+        use_instruction_set(name)
+        found.append((grams(K, block), norms(K, W)))
+    use_instruction_set("")
+    size = np.abs(K) @ np.abs(W)
+    for G, x in found[1:]:
+        np.testing.assert_allclose(G, found[0][0], rtol=1e-12, atol=1e-12 * np.square(K).sum())
+        assert (np.abs(x - found[0][1]) <= 1e-13 * np.square(size).sum(axis=1)).all()
+
+
+def test_unknown_levels_are_refused_and_change_nothing():
+    before = blocks.tiles_name()
+    with pytest.raises(ImportError, match=r"avx1024.*known are baseline"):
+        use_instruction_set("avx1024")
+    assert blocks.tiles_name() == before

@@ -1,0 +1,199 @@
+"""The factor of a stream: a fixed tree of blocks, Gram matrices only where they are harmless."""
+
+import itertools
+
+import numpy as np
+import oracles
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from oracles import WIDE
+from strategies import gaussian, heavy_tails, ill_conditioned, make, smooth
+
+from levsketch.algorithms.leverage import whitening_of
+from levsketch.backends import CpuBackend
+from levsketch.streaming.factor import (
+    GRAM_BUDGET,
+    StreamFactor,
+    block_size,
+    count_up,
+    with_intercept,
+)
+
+CPU = CpuBackend()
+
+
+def of(K, ridge=0.0):
+    """Return the stream factor of the whole blocks of ``K``, one block at a time."""
+    d = K.shape[1]
+    factor, prefix, block = StreamFactor.empty(d, np.full(d, ridge)), None, block_size(d)
+    for first in range(0, len(K) - block + 1, block):
+        rows = np.ascontiguousarray(K[first : first + block])
+        factor = factor.absorb(CPU, factor.measure(CPU, rows, prefix, first), 1)
+        prefix = factor.whitening(CPU)[0]
+    return factor
+
+
+@given(st.integers(1, 300))
+def test_a_binary_counter_holds_one_entry_for_each_bit_of_the_count(count):
+    counter = ()
+    for i in range(count):
+        counter = count_up(counter, ((0, (i,)),), lambda a, b: a + b)
+    levels = [level for level, _ in counter]
+    assert sum(2**level for level in levels) == count
+    assert levels == sorted(set(levels), reverse=True)
+    assert [len(held) for _, held in counter] == [2**level for level in levels]
+    # and in the order in which they came
+    assert [i for _, held in counter for i in held] == list(range(count))
+
+
+@given(st.lists(st.integers(0, 40), min_size=1, max_size=5))
+def test_counting_counters_in_keeps_order_and_falling_levels(counts):
+    whole, start = (), 0
+    for count in counts:
+        part = ()
+        for i in range(start, start + count):
+            part = count_up(part, ((0, (i,)),), lambda a, b: a + b)
+        whole, start = count_up(whole, part, lambda a, b: a + b), start + count
+    levels = [level for level, _ in whole]
+    assert all(a > b for a, b in itertools.pairwise(levels))
+    assert [i for _, held in whole for i in held] == list(range(start))
+
+
+@given(st.integers(1, 3000))
+def test_runs_of_blocks_never_pass_a_settling(count):
+    factor = StreamFactor(np.zeros(2), count, (), (), 0.0, StreamFactor.empty(2, np.zeros(2)).space)
+    run = factor.run_length()
+    assert run >= 1
+    between = range(count + 1, count + run)
+    assert not any(b & (b - 1) == 0 for b in between)
+    assert factor.settles() == (bin(count).count("1") == 1)
+
+
+@pytest.mark.parametrize("kappa", [1.0, 1e3, 1e6, 1e10])
+@pytest.mark.parametrize("d", [2, 4, 12])
+def test_gram_matrices_stay_within_their_budget_and_move_no_score_beyond_it(kappa, d):
+    K = ill_conditioned(np.random.default_rng(d), 9 * block_size(d), d, kappa)
+    factor = of(K)
+    assert factor.n_blocks == 9
+    assert 0.0 <= factor.gram_error <= GRAM_BUDGET
+    assert sum(2**level for level, _ in (*factor.grams, *factor.factors)) == 9
+    found = factor.whitening(CPU)[0]
+    true = oracles.leverage(K)
+    slack = 64 * WIDE * oracles.condition(K)
+    scores = found.scores(CPU, K)
+    assert (true * (1 - slack) <= found.upper_bounds(scores)).all()
+    assert (true * (1 + slack) >= found.lower_bounds(scores)).all()
+    if kappa <= 1e3:
+        assert not factor.factors  # the fast path is taken where it is allowed
+    if kappa >= 1e10:
+        assert not factor.grams
+
+
+def test_a_gram_matrix_is_refused_where_the_prefix_makes_it_harmful():
+    # large correlated rows after small ones: harmless alone, fatal to the small direction
+    rng = np.random.default_rng(0)
+    small = rng.standard_normal((1024, 2))
+    large = 1e7 * np.repeat(rng.standard_normal((1024, 1)), 2, axis=1)
+    factor = of(np.concatenate([small, large]))
+    assert len(factor.grams) == len(factor.factors) == 1
+    K = np.concatenate([small, large])
+    error = np.abs(factor.whitening(CPU)[0].scores(CPU, K) - oracles.leverage(K))
+    assert error.max() < 1e-8
+
+
+def test_a_gram_matrix_is_refused_where_it_has_columns_that_the_prefix_has_not():
+    rng = np.random.default_rng(1)
+    first, second = rng.standard_normal((2, 1024, 3))
+    first[:, 2] = 0.0
+    second[:, 2] = second[:, 1] + 1e-7 * second[:, 2]
+    K = np.concatenate([first, second])
+    factor = of(K)
+    assert len(factor.grams) == len(factor.factors) == 1
+    scores, true = factor.whitening(CPU)[0].scores(CPU, K), oracles.leverage(K)
+    assert float(np.max(np.abs(scores - true) / true)) < 1e-6
+
+
+@pytest.mark.parametrize("size", [1e-300, 1e-110, 1e110, 1e300])
+def test_blocks_whose_squares_leave_the_range_go_through_r_factors(size):
+    K = make(gaussian, 0, 2048, 3).K.copy()
+    K[:, 1] *= size
+    factor = of(K)
+    assert not factor.grams
+    np.testing.assert_allclose(
+        factor.whitening(CPU)[0].scores(CPU, K), oracles.leverage(K).astype(float), rtol=1e-11
+    )
+
+
+def test_an_underflowing_entry_in_a_zero_column_is_not_taken_for_zero():
+    K = make(gaussian, 1, 2048, 3).K.copy()
+    K[:, 2] = 0.0
+    K[1500, 2] = 1e-170  # its square is below the range of float64
+    factor = of(K)
+    assert factor.whitening(CPU)[0].rank == 3
+    assert factor.whitening(CPU)[0].scores(CPU, K[1500:1501])[0] == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("row", [0, 1023, 1024, 3071])
+def test_measuring_names_the_first_value_that_is_not_finite(bad, row):
+    K = make(gaussian, 2, 3072, 3).K.copy()
+    K[row, 2] = bad
+    K[row + 1 :, 0] = np.nan
+    factor = StreamFactor.empty(3, np.zeros(3))
+    with pytest.raises(ValueError, match=f"at row {7000 + row}, column 2;"):
+        factor.measure(CPU, K, None, 7000)
+
+
+@pytest.mark.parametrize("kind", [gaussian, heavy_tails, smooth])
+def test_merged_factors_give_the_scores_of_all_rows(kind):
+    K = make(kind, 3, 6 * 1024, 4).K
+    left, right = of(K[:2048]), of(K[2048:])
+    before = [a.copy() for _, a in left.grams], [f.R.copy() for _, f in left.factors]
+    merged = left.merge(CPU, right).whitening(CPU)[0]
+    whole = whitening_of(CPU, K, 0.0, False)
+    allowed = (1 + merged.error) ** 2 * (1 + whole.error) ** 2
+    ratio = merged.scores(CPU, K) / whole.scores(CPU, K)
+    assert (ratio <= allowed).all()
+    assert (ratio >= 1 / allowed).all()
+    for (_, G), copy in zip(left.grams, before[0], strict=True):
+        np.testing.assert_array_equal(G, copy)
+    for (_, f), copy in zip(left.factors, before[1], strict=True):
+        np.testing.assert_array_equal(f.R, copy)
+
+
+@pytest.mark.parametrize("ridge", [1e-300, 1e-6, 1.0, 1e6])
+def test_a_ridge_counts_as_rows(ridge):
+    K = make(gaussian, 4, 2048, 3).K
+    stacked = np.concatenate([K, np.sqrt(ridge) * np.eye(3)])
+    found = of(K, ridge).whitening(CPU)[0]
+    np.testing.assert_allclose(
+        found.scores(CPU, K), oracles.leverage(stacked).astype(float)[:2048], rtol=1e-10
+    )
+    assert found.rank == 3
+
+
+def test_a_short_block_counts_as_its_rows():
+    K = make(gaussian, 5, 1500, 3).K
+    factor = of(K[:1024]).absorb_short(CPU, K[1024:])
+    np.testing.assert_allclose(
+        factor.whitening(CPU)[0].scores(CPU, K), oracles.leverage(K).astype(float), rtol=1e-10
+    )
+    rows_at_once = of(K[:1024]).whitening(CPU, K[1024:])[0]
+    np.testing.assert_allclose(
+        rows_at_once.scores(CPU, K), oracles.leverage(K).astype(float), rtol=1e-10
+    )
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_the_intercept_is_a_column_of_ones_in_front(dtype):
+    X = np.full((3, 2), 5, dtype)
+    rows = with_intercept(X, True)
+    assert rows.dtype == dtype
+    assert rows.tolist() == [[1.0, 5.0, 5.0]] * 3
+    assert with_intercept(X, False) is X
+
+
+@pytest.mark.parametrize("d", [1, 2, 511, 512, 513, 2000])
+def test_blocks_have_at_least_twice_as_many_rows_as_columns(d):
+    assert block_size(d) == max(1024, 2 * d)
