@@ -293,8 +293,12 @@ class KeyStream:
         raw = prefix.scores(backend, held.rows)
         scores, upper = np.minimum(raw, 1.0), prefix.upper_bounds(raw)
         order = best(scores, policy.pool_size)
-        keep = (upper >= policy.eps) | mask_of(order, len(held))
+        heavy, top = upper >= policy.eps, mask_of(order, len(held))
+        keep = heavy | top
         if not prefix.certified:
+            # noise may score high everywhere, but no more rows than these can be heavy
+            most = int(self.d / (policy.eps * prefix.deflation)) + 1
+            keep = (heavy & mask_of(best(scores, most), len(held))) | top
             keep |= np.isin(held.index, held.protected)
             if len(held) <= self._capacity():
                 keep[:] = True  # nothing goes without proof, unless memory asks for it

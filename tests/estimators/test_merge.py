@@ -118,6 +118,35 @@ def test_merging_misses_no_key(made, place, eps):
         assert missed(merged, oracles.leverage(made.basis), floor, slack).size == 0
 
 
+def test_keys_that_one_side_dropped_forbid_the_certificate_of_a_budget():
+    # 20 rows along e0 beat the large one along e1, which goes; then the other side drowns them
+    shard = np.zeros((2048, 2))
+    shard[:20, 0] = 1.0
+    shard[20:, 1] = 1.0
+    shard[1000, 1] = 7.0  # a score of 49 / 2076, less than 1 / 20
+    crowd = np.zeros((1000, 2))
+    crowd[:, 0] = 1.0
+    for first, second, best in ((shard, crowd, 1000), (crowd, shard, 2000)):
+        merged = fit(first, n_keys=1).merge(fit(second, n_keys=1))
+        assert merged.unselected_bound_ >= 49 / 2077
+        assert merged.indices_.tolist() == [best] or not merged.certified_
+
+
+@pytest.mark.parametrize("n", [50, 3000])
+def test_row_spaces_add_up(n):
+    rng = np.random.default_rng(0)
+    left = rng.integers(1, 5, (n, 1)) * np.array([[1.0, 1.0, 0.0, 0.0]])
+    right = rng.integers(1, 5, (n, 1)) * np.array([[0.0, 1.0, 1.0, 0.0]])
+    queries = np.array([[1.0, 2.0, 1.0, 0.0], [1.0, 0, 0, 0], [0, 0, 0, 1.0], [3.0, 5.0, 2.0, 0]])
+    whole = fit(np.concatenate([left, right]), eps=0.01).score_samples(queries)
+    for a, b in ((left, right), (right, left)):
+        merged = fit(a, eps=0.01) | fit(b, eps=0.01)
+        assert merged._selected().space.rank == 2
+        found = merged.score_samples(queries)
+        assert np.isinf(found).tolist() == [False, True, True, False]
+        np.testing.assert_allclose(found, whole, rtol=1e-12)
+
+
 @pytest.mark.parametrize("kind", [*KINDS, lone_in_hyperplane])
 def test_neither_operand_changes_and_nothing_is_shared(kind):
     K = make(kind, 4, 6000, 4).K

@@ -150,6 +150,7 @@ def test_merged_factors_give_the_scores_of_all_rows(kind):
     K = make(kind, 3, 6 * 1024, 4).K
     left, right = of(K[:2048]), of(K[2048:])
     before = [a.copy() for _, a in left.grams], [f.R.copy() for _, f in left.factors]
+    assert left.merge(CPU, right).gram_error >= max(left.gram_error, right.gram_error)
     merged = left.merge(CPU, right).whitening(CPU)[0]
     whole = whitening_of(CPU, K, 0.0, False)
     allowed = (1 + merged.error) ** 2 * (1 + whole.error) ** 2

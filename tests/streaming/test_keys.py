@@ -135,7 +135,22 @@ def duplicate_column_blocks(rng, d):
         yield x * np.linspace(0.1, 0.9, d)
 
 
+def drowned_blocks(rng, d):
+    """Small noise, then equal rows that are larger by more than float64 can tell apart."""
+    yield 1e-100 * rng.standard_normal((4096, d))
+    while True:
+        yield np.ones((4096, d))
+
+
+def drowned_integer_blocks(rng, d):
+    yield 1e-30 * rng.standard_normal((4096, d))
+    while True:
+        yield rng.integers(-4, 5, (4096, 1)) * np.ones((1, d))
+
+
 STREAMS = [
+    drowned_blocks,
+    drowned_integer_blocks,
     gaussian_blocks,
     doubling_blocks,
     slowly_growing_blocks,
