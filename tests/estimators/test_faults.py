@@ -67,6 +67,17 @@ def test_values_that_are_not_finite_are_named_by_row_and_column(value, row, star
     assert started == hasattr(selector, "n_features_in_")
 
 
+@pytest.mark.parametrize("row", [3, 1500, 2499])
+def test_the_intercept_is_not_counted_among_the_columns(row):
+    selector = fit(K, eps=0.05, intercept=True)
+    bad = spoilt(np.nan, row)
+    for method in ("fit", "partial_fit", "transform", "score_samples"):
+        call = call_with(selector, method, bad)
+        unchanged(selector, call, ValueError, f"row {row}, column 1;")
+    with pytest.raises(ValueError, match=f"row {row}, column 1;"):
+        leverage_scores(bad, intercept=True)
+
+
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, ">f8"])
 def test_values_that_are_not_finite_are_found_in_every_type(dtype):
     selector = fit(K, eps=0.05)
@@ -240,6 +251,16 @@ def test_functions_check_p(value):
         universal_set(K, 0.05, p=value)
     with pytest.raises((ValueError, TypeError), match=r"p must be .* got"):
         heavy_attention(K, K, 0.05, p=value)
+
+
+@pytest.mark.parametrize("eps", [1e-300, 1e-310, 5e-324])
+def test_thresholds_that_are_hardly_numbers_are_thresholds_all_the_same(eps):
+    selector = LeverageKeySelector(eps=eps).partial_fit(1e-100 * RNG.standard_normal((1024, 4)))
+    selector.partial_fit(np.ones((12_000, 4)))  # more than is kept without proof
+    with pytest.warns(CertificationWarning):
+        assert not selector.certified_
+    with pytest.warns(UserWarning, match=NOT_REDUCED):
+        assert len(LeverageKeySelector(eps=eps).fit(K).indices_) == len(K)
 
 
 @pytest.mark.parametrize("value", [-1.0, np.nan, np.inf, "x", None, True])

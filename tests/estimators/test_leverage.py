@@ -158,6 +158,19 @@ def test_a_budget_that_lost_a_key_on_the_way_says_so():
         assert not selector.certified_
 
 
+def test_a_key_that_was_screened_out_forbids_the_certificate():
+    # while 18 keys along e0 are the best, the large one along e1 goes at sight; later, many
+    # more along e0 make those scores small, and the one that went would be the best
+    K = np.zeros((4096 + 1024 + 1024, 2))
+    K[:18, 0] = 1.0
+    K[18 : 4096 + 1024, 1] = 1.0
+    K[4500, 1] = 7.0
+    K[-300:, 0] = 1.0
+    selector = fit(K, n_keys=1)
+    assert selector.indices_.tolist() == [4500] or not selector.certified_
+    assert selector.unselected_bound_ >= leverage_scores(K)[4500] or 4500 in selector.indices_
+
+
 @pytest.mark.parametrize("n_keys", [1, 5, 100])
 def test_equal_keys_can_be_certified(n_keys):
     # any of them is a top key
@@ -211,6 +224,8 @@ def test_transform_is_the_definition(intercept, ridge):
     products = np.square(Q @ K.T)
     total = products.sum(axis=1) + ridge * np.square(Q).sum(axis=1)
     expected = (products / total[:, None])[:, selector.indices_]
+    scores = leverage_scores(K, intercept=intercept, ridge=ridge)
+    np.testing.assert_allclose(selector.scores_, scores[selector.indices_], rtol=1e-9)
     np.testing.assert_allclose(selector.transform(Q), expected, rtol=1e-9, atol=1e-13)
 
 

@@ -103,6 +103,19 @@ def test_long_shards_say_the_same_as_all_rows(kind):
                 assert kind is growing
 
 
+@pytest.mark.parametrize("row", [0, 1023, 1024, 1400, 1499])
+def test_a_lone_key_of_either_side_is_kept_though_nothing_is_certified(row):
+    rng = np.random.default_rng(1)
+    lone = np.repeat(rng.standard_normal((1500, 1)), 2, axis=1)
+    lone[row] = [2.0**-100, -(2.0**-100)]
+    flood = np.repeat(rng.standard_normal((5000, 1)), 2, axis=1)
+    a, b = fit(lone, eps=0.5), fit(flood, eps=0.5)
+    with quiet():
+        assert row in (a | b).indices_
+        assert row + 5000 in (b | a).indices_
+        assert row + 5000 in (b | a | b).indices_
+
+
 @settings(max_examples=60)
 @given(keys(max_rows=3000, max_columns=5), st.integers(1, 2999), st.sampled_from([0.01, 0.2, 1.0]))
 @example(make(lone_in_hyperplane, 0, 3000, 3), 1024, 0.5)

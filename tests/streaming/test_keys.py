@@ -78,6 +78,19 @@ def test_row_numbers_beyond_int64_are_refused():
         state.update(CPU, np.ones((3, 2)))
 
 
+def test_row_numbers_beyond_32_bits_and_53_bits_are_exact():
+    rng = np.random.default_rng(0)
+    K = rng.standard_normal((3000, 3))
+    state = stream(K)
+    for start in (2**31 - 1000, 2**40, 2**53 + 1):
+        far = dataclasses.replace(state, n_seen=start).update(CPU, 1e9 * np.eye(3))
+        assert far.selection.index[far.selection.universal].tolist() == [
+            start,
+            start + 1,
+            start + 2,
+        ]
+
+
 def gaussian_blocks(rng, d):
     while True:
         yield rng.standard_normal((4096, d))
