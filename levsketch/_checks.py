@@ -63,7 +63,7 @@ def check_row_count(seen: int, more: int) -> None:
 
 def warn_caller(text: str, category: type[Warning] = UserWarning) -> None:
     """Warn at the line, outside this package, that led here."""
-    package, level, frame = os.path.dirname(__file__), 1, sys._getframe(0)
+    package, level, frame = os.path.join(os.path.dirname(__file__), ""), 1, sys._getframe(0)
     while frame.f_back is not None and frame.f_code.co_filename.startswith(package):
         frame, level = frame.f_back, level + 1
     warnings.warn(text, category, stacklevel=level)

@@ -93,7 +93,7 @@ def whitening_of(backend: Backend, K: Rows, ridge: float, intercept: bool) -> Wh
     prefix, done = None, 0
     while n - done >= block:
         count = min((n - done) // block, factor.run_length())
-        rows = with_intercept(backend.rows(K[done : done + count * block]), intercept)
+        rows = with_intercept(backend.rows(K[done : done + count * block]), intercept, done)
         leaves = factor.measure(backend, rows, prefix, done)
         rising = [bool(rose.any()) for rose in leaves.grew]
         count = rising.index(True) + 1 if True in rising else count
@@ -102,7 +102,7 @@ def whitening_of(backend: Backend, K: Rows, ridge: float, intercept: bool) -> Wh
         if rising[count - 1] or factor.settles():
             prefix, space, _ = factor.whitening(backend)
             factor = replace(factor, space=space)
-    tail = with_intercept(backend.rows(K[done:]), intercept)
+    tail = with_intercept(backend.rows(K[done:]), intercept, done)
     check_finite(tail, offset=done)
     return factor.whitening(backend, tail)[0]
 

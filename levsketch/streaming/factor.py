@@ -46,10 +46,15 @@ def block_size(d: int) -> int:
     return max(_SMALLEST_BLOCK, 2 * d)
 
 
-def with_intercept(rows: Rows, intercept: bool) -> Rows:
-    """Return rows (n, d), with a column of ones before them if ``intercept``."""
+def with_intercept(rows: Rows, intercept: bool, offset: int = 0) -> Rows:
+    """Return rows (n, d), with a column of ones before them if ``intercept``.
+
+    These are checked for NaN first (``offset`` numbers them), while columns still
+    have the numbers that users know.
+    """
     if not intercept:
         return rows
+    check_finite(rows, offset=offset)
     return np.concatenate([np.ones((len(rows), 1), rows.dtype), rows], axis=1)
 
 

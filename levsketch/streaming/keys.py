@@ -129,7 +129,7 @@ class KeyStream:
         with serial_blas():
             if len(self.pending):
                 done = min(n, block - len(self.pending))
-                head = self._rows(backend, X[:done])
+                head = self._rows(backend, X[:done], 0)
                 check_finite(head)
                 rows = np.concatenate([self.pending, head])
                 state = replace(state, n_seen=self.n_seen + done, pending=rows)
@@ -138,11 +138,11 @@ class KeyStream:
                     state = empty._consume(backend, rows, 0)
             while n - done >= block:
                 count = min((n - done) // block, state.factor.run_length())
-                rows = self._rows(backend, X[done : done + count * block])
+                rows = self._rows(backend, X[done : done + count * block], done)
                 state = state._consume(backend, rows, done)
                 done = state.n_seen - self.n_seen
             if done < n:
-                tail = self._rows(backend, X[done:])
+                tail = self._rows(backend, X[done:], done)
                 check_finite(tail, offset=done)
                 state = replace(state, pending=np.concatenate([state.pending, tail]))
         return replace(state, n_seen=self.n_seen + n, dtype=dtype.name)
@@ -231,9 +231,9 @@ class KeyStream:
             arrays += [*self.prefix.factor, self.prefix.matrix]
         return sum(a.nbytes for a in arrays)
 
-    def _rows(self, backend: Backend, X: Rows) -> Rows:
+    def _rows(self, backend: Backend, X: Rows, offset: int) -> Rows:
         """Return rows as the kernels read them, with the column of the intercept."""
-        return with_intercept(backend.rows(X), self.policy.intercept)
+        return with_intercept(backend.rows(X), self.policy.intercept, offset)
 
     def _capacity(self) -> int:
         """Return how many candidates may pile up before they are pruned."""
@@ -297,7 +297,7 @@ class KeyStream:
         keep = heavy | top
         if not prefix.certified:
             # noise may score high everywhere, but no more rows than these can be heavy
-            most = int(self.d / (policy.eps * prefix.deflation)) + 1
+            most = int(min(self.d / policy.eps / prefix.deflation, len(held))) + 1
             keep = (heavy & mask_of(best(scores, most), len(held))) | top
             keep |= np.isin(held.index, held.protected)
             if len(held) <= self._capacity():
