@@ -59,7 +59,7 @@ class LeverageKeySelector(KeySelector):
     indices_ : (m,) int64 array
         Row numbers of the selected keys in the stream, ascending.
     keys_ : (m, d) array
-        The selected keys, in the real dtype of the input.
+        The selected keys, in the real dtype of the input (bfloat16: float32).
     scores_ : (m,) float64 array
         Their leverage scores against all rows seen.
     guard_ : (m,) float64 array
