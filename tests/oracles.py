@@ -99,6 +99,11 @@ def condition(K) -> float:
     return float(np.sqrt((W * W).sum()))
 
 
+def slack(K) -> float:
+    """Return by how much, relatively, ``leverage(K)`` and a comparison with it may be off."""
+    return 64 * WIDE * np.sqrt(np.shape(K)[1]) * condition(K) + 4 * U
+
+
 def attention(Q, K):
     """Return attention scores (m, n) for f = x^2 in long double, zeros for the zero query."""
     products = np.asarray(Q, np.longdouble) @ np.asarray(K, np.longdouble).T

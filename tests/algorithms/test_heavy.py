@@ -62,6 +62,7 @@ def test_values_are_those_of_long_double_arithmetic(made, eps, seed):
     # what rounds: each product, relative to its largest term, against the query's own norm
     wide = np.abs(Q).astype(np.longdouble), np.abs(K).astype(np.longdouble)
     norm = np.sqrt(np.square(Q.astype(np.longdouble) @ K.T.astype(np.longdouble)).sum(axis=1))
+    assume((norm > 0).all())
     noise = np.asarray(4 * (K.shape[1] + 2) * (wide[0] @ wide[1].T) / norm[:, None], float) * U
     size = np.sqrt(np.square(wide[0] @ wide[1].T).sum(axis=1)) / norm
     relative = 4 * found.error + 100 * K.shape[1] * U * float(size.max())

@@ -6,7 +6,7 @@ import pytest
 from fitting import quiet
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
-from oracles import WIDE, U
+from oracles import U
 from strategies import (
     GENERIC,
     conditioned,
@@ -60,7 +60,7 @@ def test_scores_are_those_of_rational_arithmetic(K, ridge, intercept):
 @example(make(zero_rows, 2, 4000, 3))
 def test_scores_are_those_of_long_double_arithmetic(made):
     error = error_of(made.K)
-    slack = 64 * WIDE * np.sqrt(made.basis.shape[1]) * oracles.condition(made.basis)
+    slack = oracles.slack(made.basis)
     assume(error < 0.1 and slack < 1e-3)
     scores = leverage_scores(made.K)
     rounding = 2.0**-23 if scores.dtype == np.float32 else 0.0
@@ -87,15 +87,13 @@ def test_scores_depend_on_the_column_space_alone(made, seed):
 
 @given(keys(max_rows=3000), st.randoms())
 def test_scores_follow_their_rows(made, random):
-    error = error_of(made.K)
-    assume(error < 0.1)
     order = list(range(len(made.K)))
     random.shuffle(order)
-    close(
-        leverage_scores(made.K[order]),
-        leverage_scores(made.K)[order],
-        2 * error + 1e-6 * (made.K.dtype != np.float64),
-    )
+    mixed = made.K[order]
+    error = error_of(made.K) + error_of(mixed)  # other blocks may go another way
+    assume(error < 0.1)
+    rounding = 2.0**-22 if made.K.dtype != np.float64 else 0.0
+    close(leverage_scores(mixed), leverage_scores(made.K)[order], 2 * error + rounding)
 
 
 @given(keys(max_rows=300, kinds=KIND), st.integers(2, 20), st.data())

@@ -12,7 +12,6 @@ import pytest
 from fitting import fit, quiet, split, stream
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from oracles import WIDE
 from strategies import (
     conditioned,
     cuts,
@@ -248,7 +247,7 @@ def test_scores_of_streams_stay_within_their_guard_after_pruning(seed, eps):
     K *= np.exp(2 * rng.standard_normal((len(K), 1)))
     selector = stream(split(K, range(1500, len(K), 1500)), eps=eps, min_keys=0)
     true = oracles.leverage(K)[selector.indices_]
-    slack = 64 * WIDE * oracles.condition(K)
+    slack = oracles.slack(K)
     assert selector.certified_
     assert (true * (1 - slack) <= selector.scores_ + selector.guard_).all()
     assert (selector.guard_ >= 0).all()

@@ -31,7 +31,7 @@ EPS = st.sampled_from([1e-3, 0.01, 0.05, 0.2, 0.5, 0.9, 1.0])
 
 def truth(made):
     """Return the true scores of made keys and what the oracle may be off by, relatively."""
-    slack = 64 * WIDE * np.sqrt(made.basis.shape[1]) * oracles.condition(made.basis)
+    slack = oracles.slack(made.basis)
     return oracles.leverage(made.basis), slack
 
 
@@ -77,7 +77,7 @@ def test_no_key_is_missed_when_eps_is_its_very_score(made, data):
 def test_no_key_is_pruned_when_eps_is_its_very_score(kappa):
     # the last pruning falls on the last row: then only the guard keeps what rounds low
     K = ill_conditioned(np.random.default_rng(3), 2048, 4, kappa)
-    true = oracles.leverage(K) * (1 - 64 * WIDE * oracles.condition(K))
+    true = oracles.leverage(K) * (1 - oracles.slack(K))
     for j in np.argsort(-true)[:40]:
         selector = fit(K, eps=float(true[j]), n_keys=None, min_keys=0)
         assert len(selector._stream.pending) == 0
@@ -106,7 +106,7 @@ def test_no_key_is_missed_up_to_condition_1e14(kappa, d):
     K[17] = 1.0 / kappa * rng.standard_normal(d)
     eps = 0.01
     selector = fit(K, eps=eps, min_keys=0)
-    slack = 64 * WIDE * np.sqrt(d) * oracles.condition(K)
+    slack = oracles.slack(K)
     assert missed(selector, oracles.leverage(K), eps, slack).size == 0
     assert selector.certified_ or oracles.condition(K) > 0.9 * certified_condition(d)
 

@@ -7,7 +7,6 @@ import oracles
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from oracles import WIDE
 from strategies import gaussian, heavy_tails, ill_conditioned, make, smooth
 
 from levsketch.algorithms.leverage import whitening_of
@@ -80,7 +79,7 @@ def test_gram_matrices_stay_within_their_budget_and_move_no_score_beyond_it(kapp
     assert sum(2**level for level, _ in (*factor.grams, *factor.factors)) == 9
     found = factor.whitening(CPU)[0]
     true = oracles.leverage(K)
-    slack = 64 * WIDE * oracles.condition(K)
+    slack = oracles.slack(K)
     scores = found.scores(CPU, K)
     assert (true * (1 - slack) <= found.upper_bounds(scores)).all()
     assert (true * (1 + slack) >= found.lower_bounds(scores)).all()
