@@ -230,8 +230,11 @@ def certified_condition(d: int) -> float:
 
 
 def gram_roundoff(block: int, d: int) -> float:
-    """Return gamma of a Gram matrix of ``block`` rows, its sums in a tree and its factorisation."""
-    terms = (block + d + 70) * UNIT_ROUNDOFF
+    """Return gamma of a Gram matrix of ``block`` rows, its sums in a tree and its factorisation.
+
+    The 74 are 64 levels of the tree, the weights of two rows, and a few to spare.
+    """
+    terms = (block + d + 74) * UNIT_ROUNDOFF
     return terms / (1.0 - terms)
 
 

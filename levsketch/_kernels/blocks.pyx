@@ -21,9 +21,11 @@ cdef extern from "tiles.h" nogil:
         Py_ssize_t (*whitener_size)(Py_ssize_t, Py_ssize_t) noexcept nogil
         Py_ssize_t (*norms_scratch)(Py_ssize_t) noexcept nogil
         void (*gram_f64)(
-            const double *, Py_ssize_t, Py_ssize_t, Py_ssize_t, double *, double *) noexcept nogil
+            const double *, const double *, Py_ssize_t, Py_ssize_t, Py_ssize_t,
+            double *, double *) noexcept nogil
         void (*gram_f32)(
-            const float *, Py_ssize_t, Py_ssize_t, Py_ssize_t, double *, double *) noexcept nogil
+            const float *, const double *, Py_ssize_t, Py_ssize_t, Py_ssize_t,
+            double *, double *) noexcept nogil
         void (*pack_whitener)(const double *, Py_ssize_t, Py_ssize_t, int, double *) noexcept nogil
         void (*norms_f64)(
             const double *, Py_ssize_t, Py_ssize_t, Py_ssize_t, const double *, Py_ssize_t,
@@ -60,12 +62,24 @@ def max_threads():
     return omp_get_max_threads()
 
 
-def block_grams(const floating[:, ::1] K, Py_ssize_t block, double[:, :, ::1] out, int n_threads):
-    """out[b] (d, d) = Gram matrix of rows b * block to (b + 1) * block of K (n, d)."""
+def block_grams(
+    const floating[:, ::1] K,
+    const double[::1] scale,
+    Py_ssize_t block,
+    double[:, :, ::1] out,
+    int n_threads,
+):
+    """out[b] (d, d) = Gram matrix of rows b * block to (b + 1) * block of K (n, d).
+
+    Row j is first multiplied by scale[j]; an empty ``scale`` multiplies nothing.
+    """
     cdef Py_ssize_t n = K.shape[0], d = K.shape[1], count = out.shape[0], b, rows
     cdef const lev_tiles *table = tiles
+    cdef const double *factors = NULL
     cdef double *scratch
     cdef int failed = 0
+    if scale.shape[0]:
+        factors = &scale[0]
     with nogil, parallel(num_threads=n_threads):
         scratch = lev_alloc(table.gram_scratch(d))
         for b in prange(count, schedule="dynamic"):
@@ -74,9 +88,13 @@ def block_grams(const floating[:, ::1] K, Py_ssize_t block, double[:, :, ::1] ou
                 continue
             rows = min(block, n - b * block)
             if floating is double:
-                table.gram_f64(&K[b * block, 0], rows, d, d, &out[b, 0, 0], scratch)
+                table.gram_f64(
+                    &K[b * block, 0], factors + b * block if factors != NULL else NULL,
+                    rows, d, d, &out[b, 0, 0], scratch)
             else:
-                table.gram_f32(&K[b * block, 0], rows, d, d, &out[b, 0, 0], scratch)
+                table.gram_f32(
+                    &K[b * block, 0], factors + b * block if factors != NULL else NULL,
+                    rows, d, d, &out[b, 0, 0], scratch)
         lev_free(scratch)
     if failed:
         raise MemoryError("scratch of block_grams")

@@ -18,9 +18,12 @@ typedef struct {
     ptrdiff_t (*gram_scratch)(ptrdiff_t d);
     ptrdiff_t (*whitener_size)(ptrdiff_t d, ptrdiff_t c);
     ptrdiff_t (*norms_scratch)(ptrdiff_t d);
-    /* G (d, d), row-major, = K^T K of n rows; both triangles are written */
-    void (*gram_f64)(const double *K, ptrdiff_t n, ptrdiff_t d, ptrdiff_t ld, double *G, double *scratch);
-    void (*gram_f32)(const float *K, ptrdiff_t n, ptrdiff_t d, ptrdiff_t ld, double *G, double *scratch);
+    /* G (d, d), row-major, = K^T K of n rows, row j first multiplied by scale[j] unless scale is
+     * NULL; both triangles are written */
+    void (*gram_f64)(const double *K, const double *scale, ptrdiff_t n, ptrdiff_t d, ptrdiff_t ld, double *G,
+                     double *scratch);
+    void (*gram_f32)(const float *K, const double *scale, ptrdiff_t n, ptrdiff_t d, ptrdiff_t ld, double *G,
+                     double *scratch);
     /* lay W (d, c), row-major, out in the order in which norms_* read it */
     void (*pack_whitener)(const double *W, ptrdiff_t d, ptrdiff_t c, int triangular, double *packed);
     /* out[j] = ||k_j W||^2 */

@@ -1,7 +1,7 @@
 /* The functions of tiles.c that read rows, once per storage type STORED. */
 
-static void LEV_CAT(gram, SUFFIX)(const STORED *K, ptrdiff_t n, ptrdiff_t d, ptrdiff_t ld, double *G,
-                                  double *scratch)
+static void LEV_CAT(gram, SUFFIX)(const STORED *K, const double *scale, ptrdiff_t n, ptrdiff_t d, ptrdiff_t ld,
+                                  double *G, double *scratch)
 {
     ptrdiff_t np = panels(d), width = np * PANEL;
     double *P = scratch, *wide = scratch + TILE * width;
@@ -13,7 +13,11 @@ static void LEV_CAT(gram, SUFFIX)(const STORED *K, ptrdiff_t n, ptrdiff_t d, ptr
             ptrdiff_t first = p * PANEL, w = d - first < PANEL ? d - first : PANEL;
             double *to = P + p * TILE * PANEL;
             const STORED *from = K + r0 * ld + first;
-            if (w == PANEL)
+            if (scale != NULL)
+                for (ptrdiff_t r = 0; r < rows; r++, to += PANEL, from += ld)
+                    for (ptrdiff_t j = 0; j < PANEL; j++)
+                        to[j] = j < w ? scale[r0 + r] * (double)from[j] : 0.0;
+            else if (w == PANEL)
                 for (ptrdiff_t r = 0; r < rows; r++, to += PANEL, from += ld)
                     for (int j = 0; j < PANEL; j++)
                         to[j] = (double)from[j];

@@ -27,10 +27,14 @@ class Backend:
         xp = array_namespace(X)
         return X if X.dtype in (xp.float32, xp.float64) else xp.astype(X, xp.float64)
 
-    def block_grams(self, K: Any, block: int) -> Any:
-        """Return the Gram matrices (ceil(n / block), d, d) of consecutive row blocks."""
+    def block_grams(self, K: Any, block: int, scale: Any = None) -> Any:
+        """Return the Gram matrices (ceil(n / block), d, d) of consecutive row blocks.
+
+        With ``scale`` (n,) row j is first multiplied by ``scale[j]``.
+        """
         xp = array_namespace(K)
-        return xp.stack([B.T @ B for B in self._wide_blocks(K, block)])
+        rows = K if scale is None else self._wide(K) * scale[:, None]
+        return xp.stack([B.T @ B for B in self._wide_blocks(rows, block)])
 
     def whitened_row_norms(self, K: Any, W: Any, *, triangular: bool = False) -> Any:
         """Return ``||k_j W||^2`` for every row, shape (n,); ``W`` is (d, c)."""

@@ -118,11 +118,12 @@ class CpuBackend(Backend):
         with np.errstate(over="ignore"):  # a long double may be infinite in float64: found later
             return np.require(X, dtype=dtype, requirements=["C", "A"])
 
-    def block_grams(self, K: Rows, block: int) -> FloatArray:
+    def block_grams(self, K: Rows, block: int, scale: FloatArray | None = None) -> FloatArray:
         """Return the Gram matrices (ceil(n / block), d, d) of consecutive row blocks."""
         n, d = K.shape
         out = np.empty((-(-n // block), d, d))
-        blocks.block_grams(K, block, out, thread_count(n * d * d))
+        factors = np.empty(0) if scale is None else np.ascontiguousarray(scale)
+        blocks.block_grams(K, factors, block, out, thread_count(n * d * d))
         return out
 
     def whitened_row_norms(self, K: Rows, W: FloatArray, *, triangular: bool = False) -> FloatArray:

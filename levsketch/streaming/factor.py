@@ -19,6 +19,7 @@ from levsketch._typing import BoolArray, FloatArray, Rows
 from levsketch.backends import Backend
 from levsketch.linalg import (
     GRAM_RANGE,
+    NO_EXPONENT,
     Factor,
     Whitening,
     diagonal_factor,
@@ -95,6 +96,13 @@ class StreamFactor:
         Proved bound on the relative error that the Gram matrices bring in.
     space : RowSpace
         Exact row space of the blocks.
+    block : int
+        Rows in a block; 0 for ``block_size(d)``.
+
+    Notes
+    -----
+    Rows may be weighted: ``scale`` multiplies each row before it is squared. The row
+    space is always that of the rows as they were, so that no rounding touches it.
     """
 
     ridge: FloatArray
@@ -103,16 +111,22 @@ class StreamFactor:
     factors: Counter[Factor]
     gram_error: float
     space: RowSpace
+    block: int = 0
 
     @classmethod
-    def empty(cls, d: int, ridge: FloatArray) -> StreamFactor:
+    def empty(cls, d: int, ridge: FloatArray, block: int = 0) -> StreamFactor:
         """Return the factor of no rows; a ridge on a column makes it part of the row space."""
-        return cls(ridge, 0, (), (), 0.0, RowSpace.coordinates(ridge > 0))
+        return cls(ridge, 0, (), (), 0.0, RowSpace.coordinates(ridge > 0), block)
 
     @property
     def d(self) -> int:
         """Number of columns."""
         return len(self.ridge)
+
+    @property
+    def block_rows(self) -> int:
+        """Number of rows in a block."""
+        return self.block or block_size(self.d)
 
     def run_length(self) -> int:
         """Return how many blocks may be measured together before the next fixed settling."""
@@ -124,17 +138,22 @@ class StreamFactor:
         return self.n_blocks & (self.n_blocks - 1) == 0
 
     def measure(
-        self, backend: Backend, rows: Rows, prefix: Whitening | None, first_row: int
+        self,
+        backend: Backend,
+        rows: Rows,
+        prefix: Whitening | None,
+        first_row: int,
+        scale: FloatArray | None = None,
     ) -> Leaves:
         """Return what each whole block of ``rows`` adds, given the whitening of a prefix.
 
         Raises ValueError for the first non-finite entry (``first_row`` numbers
         the rows in the message).
         """
-        block = block_size(self.d)
+        block = self.block_rows
         count = len(rows) // block
         with np.errstate(over="ignore", invalid="ignore"):
-            grams = np.asarray(backend.block_grams(rows, block))
+            grams = np.asarray(backend.block_grams(rows, block, scale))
         diagonals = np.ascontiguousarray(np.diagonal(grams, axis1=1, axis2=2))
         in_range = self._check_range(rows, diagonals, block, first_row)
         if prefix is None:
@@ -151,7 +170,8 @@ class StreamFactor:
         late = np.flatnonzero(np.isinf(growth))
         factors: list[Factor | None] = [None] * count
         if len(late):
-            stacked = np.concatenate([rows[b * block : (b + 1) * block] for b in late])
+            taken = [slice(b * block, (b + 1) * block) for b in late]
+            stacked = np.concatenate([_scaled(rows[i], scale, i) for i in taken])
             for i, factor in enumerate(factor_blocks(backend, stacked, block)):
                 factors[late[i]] = factor
         spaces, grew = self._spaces(rows, block, prefix)
@@ -176,14 +196,32 @@ class StreamFactor:
             space=leaves.spaces[count - 1],
         )
 
-    def absorb_short(self, backend: Backend, rows: Rows) -> StreamFactor:
-        """Return the factor with a block of fewer rows added, as its R factor."""
-        (leaf,) = factor_blocks(backend, rows, len(rows))
+    def absorb_short(
+        self, backend: Backend, rows: Rows, scale: FloatArray | None = None
+    ) -> StreamFactor:
+        """Return the factor with one block of any number of rows added, as its R factor."""
+        (leaf,) = factor_blocks(backend, _scaled(rows, scale), len(rows))
         return replace(
             self,
             n_blocks=self.n_blocks + 1,
             factors=count_up(self.factors, ((0, leaf),), _joiner(backend)),
             space=self.space.absorb(rows)[0],
+        )
+
+    def times(self, power: int) -> StreamFactor:
+        """Return the factor of all rows multiplied by ``2**power``, exactly."""
+        return replace(
+            self,
+            grams=tuple((level, np.ldexp(G, 2 * power)) for level, G in self.grams),
+            factors=tuple(
+                (
+                    level,
+                    Factor(
+                        f.R, np.where(f.exponents > NO_EXPONENT, f.exponents + power, f.exponents)
+                    ),
+                )
+                for level, f in self.factors
+            ),
         )
 
     def merge(self, backend: Backend, other: StreamFactor) -> StreamFactor:
@@ -280,6 +318,10 @@ class StreamFactor:
             spaces.append(space)
             grew.append(rose)
         return spaces, grew
+
+
+def _scaled(rows: Rows, scale: FloatArray | None, taken: slice = slice(None)) -> Rows:
+    return rows if scale is None else rows * scale[taken, None]
 
 
 def _joiner(backend: Backend) -> Callable[[Factor, Factor], Factor]:

@@ -14,12 +14,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-from levsketch._checks import check_finite, check_row_count
+from levsketch._checks import check_row_count
 from levsketch._typing import BoolArray, FloatArray, IntArray, Rows
 from levsketch.backends import Backend
 from levsketch.backends.cpu import CpuBackend, serial_blas
 from levsketch.linalg import Whitening
 
+from .blocks import BlockStream
 from .candidates import Candidates, best, mask_of
 from .factor import StreamFactor, block_size, with_intercept
 from .rank import RowSpace
@@ -67,19 +68,19 @@ class Selection:
 
 
 @dataclass(frozen=True, eq=False)
-class KeyStream:
+class KeyStream(BlockStream):
     """State after some rows: O(d^2) numbers for all of them, and the candidates.
+
+    ``update`` costs 2 n d^2 flops where Gram matrices are certified, about 4 n d^2 in
+    LAPACK where not, and O(d^2 + d (d/eps + block)) memory.
 
     Attributes
     ----------
+    n_seen, dtype, pending :
+        As in BlockStream; pending rows have the column of the intercept.
     policy : Policy
     n_features : int
         Columns of the rows that users pass; one less than d with an intercept.
-    n_seen : int
-    dtype : str
-        Name of the dtype in which selected keys are given back.
-    pending : (m, d) float64 array
-        The last rows, fewer than a block.
     factor : StreamFactor
         Of all whole blocks.
     prefix : Whitening or None
@@ -89,9 +90,6 @@ class KeyStream:
 
     policy: Policy
     n_features: int
-    n_seen: int
-    dtype: str
-    pending: FloatArray
     factor: StreamFactor
     prefix: Whitening | None
     candidates: Candidates
@@ -105,47 +103,21 @@ class KeyStream:
             ridge[0] = 0.0
         factor = StreamFactor.empty(d, ridge)
         none = np.zeros((0, d))
-        return cls(policy, n_features, 0, "", none, factor, None, Candidates.empty(d))
+        return cls(0, "", none, policy, n_features, factor, None, Candidates.empty(d))
 
     @property
     def d(self) -> int:
         """Columns inside, with the one of the intercept."""
         return self.factor.d
 
-    def update(self, backend: Backend, X: Rows) -> KeyStream:
-        """Return the state after the rows of ``X`` (n, n_features), any real dtype.
+    @property
+    def block_rows(self) -> int:
+        """Rows in a block."""
+        return block_size(self.d)
 
-        Raises ValueError for NaN or infinity, naming row and column of ``X``.
-        Cost 2 n d^2 flops where Gram matrices are certified, about 4 n d^2 in
-        LAPACK where not; memory O(d^2 + d (d/eps + block)).
-        """
-        n = len(X)
-        check_row_count(self.n_seen, n)
-        if n == 0:
-            return self
-        dtype = X.dtype if self.dtype == "" else np.result_type(X.dtype, self.dtype)
-        block = block_size(self.d)
-        state, done = self, 0
-        with serial_blas():
-            if len(self.pending):
-                done = min(n, block - len(self.pending))
-                head = self._rows(backend, X[:done], 0)
-                check_finite(head)
-                rows = np.concatenate([self.pending, head])
-                state = replace(state, n_seen=self.n_seen + done, pending=rows)
-                if len(rows) == block:
-                    empty = replace(state, n_seen=state.n_seen - block, pending=rows[:0])
-                    state = empty._consume(backend, rows, 0)
-            while n - done >= block:
-                count = min((n - done) // block, state.factor.run_length())
-                rows = self._rows(backend, X[done : done + count * block], done)
-                state = state._consume(backend, rows, done)
-                done = state.n_seen - self.n_seen
-            if done < n:
-                tail = self._rows(backend, X[done:], done)
-                check_finite(tail, offset=done)
-                state = replace(state, pending=np.concatenate([state.pending, tail]))
-        return replace(state, n_seen=self.n_seen + n, dtype=dtype.name)
+    def run_length(self) -> int:
+        """Return how many blocks may be consumed together."""
+        return self.factor.run_length()
 
     def merge(self, backend: Backend, other: KeyStream) -> KeyStream:
         """Return the state of this stream followed by ``other``, which must ask the same."""

@@ -173,11 +173,11 @@ def _build(meta: Mapping[str, Any], arrays: Arrays) -> KeyStream:
             _infinite(p["error"]),
         )
     return KeyStream(
-        policy,
-        empty.n_features,
         meta["n_seen"],
         meta["dtype"],
         arrays["pending"],
+        policy,
+        empty.n_features,
         StreamFactor(
             empty.factor.ridge,
             meta["n_blocks"],

@@ -29,6 +29,10 @@ def test_block_grams_agree(n, d, block, dtype):
         found = np.asarray(backend.block_grams(K, block))
         assert found.dtype == np.float64
         np.testing.assert_allclose(found, expected, rtol=0, atol=4 * n * U * np.square(K).sum())
+        scale = np.linspace(0.0, 2.0, n)
+        weighted = np.asarray(backend.block_grams(K, block, scale))
+        again = np.asarray(backend.block_grams(K.astype(np.float64) * scale[:, None], block))
+        np.testing.assert_allclose(weighted, again, rtol=0, atol=16 * n * U * np.square(K).sum())
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

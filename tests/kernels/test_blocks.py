@@ -27,9 +27,9 @@ def draw(n, d, dtype, seed=0):
     return (rng.standard_normal((n, d)) * np.exp(3 * rng.standard_normal((n, 1)))).astype(dtype)
 
 
-def grams(K, block, threads=1):
+def grams(K, block, threads=1, scale=()):
     out = np.full((-(-len(K) // block), K.shape[1], K.shape[1]), np.nan)
-    blocks.block_grams(K, block, out, threads)
+    blocks.block_grams(K, np.array(scale, float), block, out, threads)
     return out
 
 
@@ -62,6 +62,17 @@ def test_gram_matrices_are_right_to_the_rounding_of_their_sums(level, d, dtype):
             bound = len(part) * U * (np.abs(part).T @ np.abs(part)) + 1e-320
             assert (np.abs(G - part.T @ part) <= bound).all()
             np.testing.assert_array_equal(G, G.T)
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+@pytest.mark.parametrize("d", WIDTHS)
+def test_gram_matrices_of_weighted_rows_are_those_of_the_rows_multiplied_first(level, d, dtype):
+    for n, block in ((1, 1), (129, 129), (1030, 512)):
+        K = draw(n, d, dtype, seed=n)
+        scale = np.random.default_rng(n).uniform(0, 3, n)
+        found = grams(K, block, scale=scale)
+        np.testing.assert_array_equal(found, grams(K * scale[:, None], block))
+        np.testing.assert_array_equal(found, grams(K, block, threads=2, scale=scale))
 
 
 @pytest.mark.parametrize("dtype", [np.float64, np.float32])
