@@ -7,6 +7,8 @@ Where things live, top to bottom; imports point down only
     estimators      what a user fits
     algorithms      what the papers say, as functions over (..., n, d)
     streaming       what is remembered between blocks
+    functions       one file, one f of f(<q, k>)
+    sketches        one file, one map of rows to shorter or longer ones
     linalg          small d x d work
     backends        the few operations over n rows
     _kernels        compiled loops
@@ -14,13 +16,17 @@ Where things live, top to bottom; imports point down only
 
 from importlib.metadata import version as _version
 
-from levsketch import datasets
+from levsketch import datasets, functions
 from levsketch._checks import CertificationWarning, LevsketchFormatError, LevsketchStateError
 from levsketch._show_versions import show_versions
+from levsketch.algorithms.coreset import sample_rows
 from levsketch.algorithms.heavy import heavy_attention
 from levsketch.algorithms.leverage import leverage_scores
+from levsketch.algorithms.lewis import lewis_weights
+from levsketch.algorithms.sensitivity import sensitivities
+from levsketch.algorithms.sensitivity_bounds import sensitivity_bounds
 from levsketch.algorithms.universal_set import universal_set
-from levsketch.estimators import LeverageKeySelector, load
+from levsketch.estimators import LeverageKeySelector, LpSensitivitySelector, load
 
 __version__ = _version("levsketch")
 
@@ -29,10 +35,16 @@ __all__ = [
     "LeverageKeySelector",
     "LevsketchFormatError",
     "LevsketchStateError",
+    "LpSensitivitySelector",
     "datasets",
+    "functions",
     "heavy_attention",
     "leverage_scores",
+    "lewis_weights",
     "load",
+    "sample_rows",
+    "sensitivities",
+    "sensitivity_bounds",
     "show_versions",
     "universal_set",
 ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import numbers
 import os
+import re
 import sys
 import warnings
 from typing import Any
@@ -46,11 +47,25 @@ def check_real(
     return number
 
 
-def check_p(p: Any) -> None:
-    """Refuse every exponent but 2, the one whose sensitivities are leverage scores."""
-    number = check_real("p", p, low=0.0, open_low=True)
-    if number != 2.0:
-        raise ValueError(f"p must be 2 in this version (leverage scores), got {p!r}.")
+def check_p(p: Any) -> float:
+    """Return the exponent of f(x) = |x|^p as a float > 0."""
+    return check_real("p", p, low=0.0, open_low=True)
+
+
+_UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
+_UNITS |= {"ki": 1 << 10, "mi": 1 << 20, "gi": 1 << 30, "ti": 1 << 40}
+
+
+def check_memory_size(name: str, value: Any) -> int:
+    """Return a number of bytes >= 1 from an int or a size such as "500MB" or "1GiB"."""
+    if isinstance(value, str):
+        match = re.fullmatch(r"(\d+(?:\.\d+)?) *([kmgt]i?|) *b?", value.strip().lower(), re.ASCII)
+        size = int(float(match[1]) * _UNITS[match[2]]) if match else 0
+    else:
+        size = int(check_real(name, value))
+    if size < 1:
+        raise ValueError(f'{name} must be a number of bytes or a size like "1GiB", got {value!r}.')
+    return size
 
 
 def check_row_count(seen: int, more: int) -> None:
@@ -85,10 +100,12 @@ def check_finite(X: np.ndarray[Any, Any], *, name: str = "X", offset: int = 0) -
     )
 
 
-def not_reduced_text(d: int, eps: float, n: int) -> str:
+def not_reduced_text(d: int, eps: float, n: int, p: float = 2.0) -> str:
     """Return the warning for an ``eps`` at which the size bound does not bite."""
+    name = "d/eps" if p <= 2.0 else f"d^{p / 2.0:g}/eps"
+    most = d ** max(1.0, p / 2.0) / eps
     return (
-        f"eps={eps:g} promises at most d/eps = {d / eps:.0f} keys, not fewer than the n = {n} "
+        f"eps={eps:g} promises at most {name} = {most:.0f} keys, not fewer than the n = {n} "
         "rows given: the universal set may be everything."
     )
 

@@ -9,7 +9,14 @@ import numpy as np
 import pytest
 
 from levsketch import show_versions
-from levsketch._checks import check_finite, check_p, check_real, check_row_count, warn_caller
+from levsketch._checks import (
+    check_finite,
+    check_memory_size,
+    check_p,
+    check_real,
+    check_row_count,
+    warn_caller,
+)
 
 
 @pytest.mark.parametrize("value", [0.5, 1, np.float32(0.5), np.int64(1), fractions.Fraction(1, 2)])
@@ -37,12 +44,19 @@ def test_intervals_are_named_with_their_ends():
     assert check_real("x", 1.0, high=1.0) == 1.0
 
 
-def test_only_two_is_an_exponent_here():
-    check_p(2)
-    check_p(2.0)
-    for p in (1, 4, 2.0000001):
-        with pytest.raises(ValueError, match="p must be 2"):
+def test_exponents_are_positive_numbers():
+    assert [check_p(p) for p in (2, 0.5, np.float32(4))] == [2.0, 0.5, 4.0]
+    for p in (0, -1.0, np.nan, np.inf, "2", None, True, 1j):
+        with pytest.raises((ValueError, TypeError), match=r"p must be .* got"):
             check_p(p)
+
+
+def test_sizes_of_memory_are_read_as_people_write_them():
+    for text, size in (("1GiB", 2**30), ("1.5 kB", 1500), ("7", 7), ("2 MiB", 2**21), (12, 12)):
+        assert check_memory_size("max_memory", text) == size
+    for text in ("", "much", "-1GB", "1 XB", 0, -5, "0", None, np.nan):
+        with pytest.raises((ValueError, TypeError), match="max_memory must be"):
+            check_memory_size("max_memory", text)
 
 
 def test_row_counts_end_with_int64():

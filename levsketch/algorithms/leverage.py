@@ -14,8 +14,9 @@ from levsketch.backends.cpu import serial_blas
 from levsketch.backends.interchange import like, result_dtype
 from levsketch.linalg import Whitening
 from levsketch.streaming.factor import StreamFactor, block_size, with_intercept
+from levsketch.streaming.rank import RowSpace
 
-from .universal_set import stacked, warn_uncertified
+from .inputs import stacked, warn_uncertified
 
 # Rows that are converted or widened at a time when their type is not native.
 _CHUNK = 1 << 15
@@ -84,17 +85,32 @@ def leverage_scores(K: ArrayLike, *, ridge: float = 0.0, intercept: bool = False
     return like(out, K)
 
 
-def whitening_of(backend: Backend, K: Rows, ridge: float, intercept: bool) -> Whitening:
-    """Return the whitening of all rows of ``K`` (n, d), read once in blocks."""
+def whitening_of(
+    backend: Backend,
+    K: Rows,
+    ridge: float = 0.0,
+    intercept: bool = False,
+    *,
+    scale: FloatArray | None = None,
+    space: RowSpace | None = None,
+) -> Whitening:
+    """Return the whitening of all rows of ``K`` (n, d), read once in blocks.
+
+    With ``scale`` (n,) row j is multiplied by ``scale[j]`` first. A known row space of all
+    rows spares the search for it.
+    """
     n, d = len(K), K.shape[1] + int(intercept)
     diagonal = np.full(d, ridge)
     diagonal[: int(intercept)] = 0.0
     factor, block = StreamFactor.empty(d, diagonal), block_size(d)
+    if space is not None:
+        factor = replace(factor, space=space)
     prefix, done = None, 0
     while n - done >= block:
         count = min((n - done) // block, factor.run_length())
         rows = with_intercept(backend.rows(K[done : done + count * block]), intercept, done)
-        leaves = factor.measure(backend, rows, prefix, done)
+        part = None if scale is None else scale[done : done + len(rows)]
+        leaves = factor.measure(backend, rows, prefix, done, part)
         rising = [bool(rose.any()) for rose in leaves.grew]
         count = rising.index(True) + 1 if True in rising else count
         factor = factor.absorb(backend, leaves, count)
@@ -104,7 +120,11 @@ def whitening_of(backend: Backend, K: Rows, ridge: float, intercept: bool) -> Wh
             factor = replace(factor, space=space)
     tail = with_intercept(backend.rows(K[done:]), intercept, done)
     check_finite(tail, offset=done)
-    return factor.whitening(backend, tail)[0]
+    if scale is None:
+        return factor.whitening(backend, tail)[0]
+    if len(tail):
+        factor = factor.absorb_short(backend, tail, scale[done:])
+    return factor.whitening(backend)[0]
 
 
 def score_rows(

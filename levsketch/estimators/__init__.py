@@ -2,5 +2,6 @@
 
 from ._base import StreamEstimator, load
 from .leverage import LeverageKeySelector
+from .sensitivity import LpSensitivitySelector
 
-__all__ = ["LeverageKeySelector", "StreamEstimator", "load"]
+__all__ = ["LeverageKeySelector", "LpSensitivitySelector", "StreamEstimator", "load"]

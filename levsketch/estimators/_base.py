@@ -47,6 +47,10 @@ class StreamEstimator(BaseEstimator):  # type: ignore[misc]
     def _updated(self, stream: Any, X: Rows) -> Any:
         raise AssertionError("a subclass defines _updated")
 
+    def _finished(self, stream: Any, X: Rows) -> Any:
+        """Return what all rows at hand, ``X``, can add to a stream of them; nothing by default."""
+        return stream
+
     def _merged(self, mine: Any, other: Any) -> Any:
         raise AssertionError("a subclass defines _merged")
 
@@ -73,6 +77,8 @@ class StreamEstimator(BaseEstimator):  # type: ignore[misc]
         rows = self._validated(probe, X, reset=before is None, min_rows=int(fresh))
         stream = self._empty_stream(policy, rows.shape[1]) if before is None else before
         after = self._updated(stream, rows)
+        if fresh:
+            after = self._finished(after, rows)
         if before is None:
             probe._template = template_of(X)
         if after is stream and not fresh:

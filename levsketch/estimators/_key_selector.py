@@ -2,25 +2,69 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from sklearn.base import TransformerMixin
 
-from levsketch._typing import ArrayLike
-from levsketch.backends.interchange import like
-from levsketch.streaming.keys import Selection
+from levsketch._checks import check_finite
+from levsketch._typing import ArrayLike, FloatArray
+from levsketch.algorithms.inputs import warn_uncertified
+from levsketch.backends.interchange import like, result_dtype
 
 from ._base import StreamEstimator
 
 
 class KeySelector(TransformerMixin, StreamEstimator):  # type: ignore[misc]
-    """Fitted attributes and row selection, for estimators that define ``_selected``."""
+    """Fitting, fitted attributes and row selection, for streams that have a ``selection``."""
 
-    intercept: bool
+    def fit(self, X: ArrayLike, y: Any = None) -> Self:
+        """Learn the keys ``X``, forgetting earlier ones.
 
-    def _selected(self) -> Selection:
-        raise AssertionError("a subclass defines _selected")
+        Parameters
+        ----------
+        X : array (n, d)
+            Keys: NumPy or anything it converts, DataFrame, or torch CPU tensor.
+        y : None
+            Ignored.
+
+        Returns
+        -------
+        self
+
+        Raises
+        ------
+        ValueError
+            For NaN or infinity (with row and column), and for parameters out of range.
+            The estimator is then as it was before.
+        """
+        return self._absorb(X, fresh=True)
+
+    def partial_fit(self, X: ArrayLike, y: Any = None) -> Self:
+        """Learn more keys; a stream in any batches gives the same state, byte for byte.
+
+        Parameters
+        ----------
+        X : array (n, d)
+            The next keys; n = 0 changes nothing.
+        y : None
+            Ignored.
+
+        Returns
+        -------
+        self
+
+        Raises
+        ------
+        ValueError
+            For NaN or infinity (with row and column) or another number of columns. No
+            row of the batch is then absorbed.
+        LevsketchStateError
+            If a parameter changed since the stream began, or two threads are at it.
+        """
+        return self._absorb(X, fresh=False)
+
+    # -- what was selected
 
     def _chosen(self, field: str) -> Any:
         """Return a field of the pool, for the selected keys only."""
@@ -35,7 +79,7 @@ class KeySelector(TransformerMixin, StreamEstimator):  # type: ignore[misc]
     @property
     def keys_(self) -> Any:
         """The selected keys (m, d)."""
-        keys = self._chosen("rows")[:, int(self.intercept) :]
+        keys = self._chosen("rows")[:, int(self._has_intercept) :]
         dtype = np.dtype(self._stream.dtype)
         return self._out(keys.astype(dtype if dtype.kind == "f" else np.float64))
 
@@ -110,3 +154,41 @@ class KeySelector(TransformerMixin, StreamEstimator):  # type: ignore[misc]
         """Return the names "key<row>" of the columns of ``transform``."""
         index = self._chosen("index")
         return np.asarray([f"key{row}" for row in index], dtype=object)
+
+    # -- inside
+
+    @property
+    def _has_intercept(self) -> bool:
+        return bool(getattr(self._fitted_stream().policy, "intercept", False))
+
+    def _queries(self, X: ArrayLike) -> tuple[FloatArray, Any]:
+        """Return queries as float64 with a zero for the intercept, and the dtype of results."""
+        self._fitted_stream()
+        rows = self._validated(self, X, reset=False)
+        check_finite(rows)
+        Q = np.ascontiguousarray(rows, dtype=np.float64)
+        if self._has_intercept:
+            Q = np.concatenate([np.zeros((len(Q), 1)), Q], axis=1)
+        return Q, result_dtype(rows.dtype)
+
+    def _announce(self, stream: Any, *, fresh: bool) -> None:
+        if fresh:  # else it may be far from its end: what is read off it will warn
+            self._checked_selection(stream)
+
+    @staticmethod
+    def _checked_selection(stream: Any) -> Any:
+        """Return the selection of a stream; on the first look, warn if float64 proves nothing."""
+        known = "selection" in stream.__dict__
+        found = stream.selection
+        if not known and not found.whitening.certified:
+            warn_uncertified(found.whitening)
+        return found
+
+    def _selected(self) -> Any:
+        return self._checked_selection(self._fitted_stream())
+
+    def __sklearn_tags__(self) -> Any:
+        """Return scikit-learn's tags: dense finite input, float32 and float64 kept."""
+        tags = super().__sklearn_tags__()
+        tags.transformer_tags.preserves_dtype = ["float64", "float32"]
+        return tags

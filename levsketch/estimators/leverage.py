@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 from numbers import Integral, Real
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 import numpy as np
 import scipy.sparse
 from sklearn.utils._param_validation import Interval, StrOptions
 
 from levsketch._checks import check_finite, not_reduced_text, warn_caller
-from levsketch._typing import ArrayLike, FloatArray, Rows
+from levsketch._typing import ArrayLike, Rows
 from levsketch.algorithms.heavy import attention_scores, heavy_entries, witnesses
 from levsketch.algorithms.leverage import score_rows
-from levsketch.algorithms.universal_set import warn_uncertified
 from levsketch.backends import backend_for
 from levsketch.backends.cpu import serial_blas
 from levsketch.backends.interchange import like, result_dtype
 from levsketch.streaming import keys_io
 from levsketch.streaming.factor import with_intercept
-from levsketch.streaming.keys import KeyStream, Policy, Selection
+from levsketch.streaming.keys import KeyStream, Policy
 
 from ._key_selector import KeySelector
 
@@ -152,54 +151,6 @@ class LeverageKeySelector(KeySelector):
         self.window = window
         self.order = order
 
-    # -- fitting
-
-    def fit(self, X: ArrayLike, y: Any = None) -> Self:
-        """Learn the keys ``X``, forgetting earlier ones.
-
-        Parameters
-        ----------
-        X : array (n, d)
-            Keys: NumPy or anything it converts, DataFrame, or torch CPU tensor.
-        y : None
-            Ignored.
-
-        Returns
-        -------
-        self
-
-        Raises
-        ------
-        ValueError
-            For NaN or infinity (with row and column), and for parameters out of range.
-            The estimator is then as it was before.
-        """
-        return self._absorb(X, fresh=True)
-
-    def partial_fit(self, X: ArrayLike, y: Any = None) -> Self:
-        """Learn more keys; a stream in any batches gives the same state, byte for byte.
-
-        Parameters
-        ----------
-        X : array (n, d)
-            The next keys; n = 0 changes nothing.
-        y : None
-            Ignored.
-
-        Returns
-        -------
-        self
-
-        Raises
-        ------
-        ValueError
-            For NaN or infinity (with row and column) or another number of columns. No
-            row of the batch is then absorbed.
-        LevsketchStateError
-            If a parameter changed since the stream began, or two threads are at it.
-        """
-        return self._absorb(X, fresh=False)
-
     # -- what was selected
 
     @property
@@ -296,34 +247,10 @@ class LeverageKeySelector(KeySelector):
 
     # -- inside
 
-    def _queries(self, X: ArrayLike) -> tuple[FloatArray, Any]:
-        """Return queries as float64 with a zero for the intercept, and the dtype of results."""
-        self._fitted_stream()
-        rows = self._validated(self, X, reset=False)
-        check_finite(rows)
-        Q = np.ascontiguousarray(rows, dtype=np.float64)
-        if self._stream.policy.intercept:
-            Q = np.concatenate([np.zeros((len(Q), 1)), Q], axis=1)
-        return Q, result_dtype(rows.dtype)
-
     def _announce(self, stream: KeyStream, *, fresh: bool) -> None:
-        if not fresh:
-            return  # a stream may be far from its end: what is read off it will warn
-        if self.n_keys is None and stream.d / self.eps >= stream.n_seen:
+        if fresh and self.n_keys is None and stream.d / self.eps >= stream.n_seen:
             warn_caller(not_reduced_text(stream.d, self.eps, stream.n_seen))
-        self._checked_selection(stream)
-
-    @staticmethod
-    def _checked_selection(stream: KeyStream) -> Selection:
-        """Return the selection of a stream; on the first look, warn if float64 proves nothing."""
-        known = "selection" in stream.__dict__
-        found = stream.selection
-        if not known and not found.whitening.certified:
-            warn_uncertified(found.whitening)
-        return found
-
-    def _selected(self) -> Selection:
-        return self._checked_selection(self._fitted_stream())
+        super()._announce(stream, fresh=fresh)
 
     def _policy(self) -> Policy:
         for name, only in (("decay", 1.0), ("window", None), ("order", "exact")):
@@ -355,9 +282,3 @@ class LeverageKeySelector(KeySelector):
     @classmethod
     def _stream_from(cls, meta: Any, arrays: Any) -> KeyStream:
         return keys_io.from_arrays(meta, arrays)
-
-    def __sklearn_tags__(self) -> Any:
-        """Return scikit-learn's tags: dense finite input, float32 and float64 kept."""
-        tags = super().__sklearn_tags__()
-        tags.transformer_tags.preserves_dtype = ["float64", "float32"]
-        return tags

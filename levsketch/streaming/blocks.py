@@ -41,7 +41,8 @@ class BlockStream:
 
     def _rows(self, backend: Backend, X: Rows, offset: int) -> Rows:
         """Return rows as the kernels read them."""
-        return backend.rows(X)
+        rows: Rows = backend.rows(X)
+        return rows
 
     def _consume(self, backend: Backend, rows: Rows, offset: int) -> Self:
         """Return the state after one or more of the whole blocks ``rows``; none are pending."""

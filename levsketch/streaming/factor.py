@@ -15,7 +15,7 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 
 from levsketch._checks import check_finite
-from levsketch._typing import BoolArray, FloatArray, Rows
+from levsketch._typing import BoolArray, FloatArray, IntArray, Rows
 from levsketch.backends import Backend
 from levsketch.linalg import (
     GRAM_RANGE,
@@ -210,18 +210,22 @@ class StreamFactor:
 
     def times(self, power: int) -> StreamFactor:
         """Return the factor of all rows multiplied by ``2**power``, exactly."""
+        return self.column_times(np.full(self.d, power))
+
+    def column_times(self, powers: IntArray) -> StreamFactor:
+        """Return the factor of rows whose columns are multiplied by ``2**powers``: exact.
+
+        (But for what leaves float64's range.)
+        """
+
+        def moved(factor: Factor) -> Factor:
+            e = factor.exponents
+            return factor._replace(exponents=np.where(e > NO_EXPONENT, e + powers, e))
+
         return replace(
             self,
-            grams=tuple((level, np.ldexp(G, 2 * power)) for level, G in self.grams),
-            factors=tuple(
-                (
-                    level,
-                    Factor(
-                        f.R, np.where(f.exponents > NO_EXPONENT, f.exponents + power, f.exponents)
-                    ),
-                )
-                for level, f in self.factors
-            ),
+            grams=tuple((level, _ldexp2(G, powers)) for level, G in self.grams),
+            factors=tuple((level, moved(factor)) for level, factor in self.factors),
         )
 
     def merge(self, backend: Backend, other: StreamFactor) -> StreamFactor:
@@ -322,6 +326,11 @@ class StreamFactor:
 
 def _scaled(rows: Rows, scale: FloatArray | None, taken: slice = slice(None)) -> Rows:
     return rows if scale is None else rows * scale[taken, None]
+
+
+def _ldexp2(G: FloatArray, powers: IntArray) -> FloatArray:
+    with np.errstate(over="ignore", under="ignore"):
+        return np.asarray(np.ldexp(G, powers + powers[:, None]))
 
 
 def _joiner(backend: Backend) -> Callable[[Factor, Factor], Factor]:

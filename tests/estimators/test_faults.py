@@ -245,7 +245,7 @@ def test_functions_check_eps(value):
             function(K, value)
 
 
-@pytest.mark.parametrize("value", [0.0, -1.0, np.nan, np.inf, 1.0, 4, "2", None])
+@pytest.mark.parametrize("value", [0.0, -1.0, np.nan, np.inf, True, 1j, "2", None])
 def test_functions_check_p(value):
     with pytest.raises((ValueError, TypeError), match=r"p must be .* got"):
         universal_set(K, 0.05, p=value)

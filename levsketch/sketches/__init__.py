@@ -1,0 +1,1 @@
+"""Randomness as data: hash functions and linear sketches that a seed determines."""
