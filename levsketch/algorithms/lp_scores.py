@@ -17,7 +17,7 @@ from levsketch.linalg import (
     scale_columns,
 )
 from levsketch.streaming.lifted import LiftedFactor
-from levsketch.streaming.lp_keys import LpSelection
+from levsketch.streaming.lp_selection import LpSelection
 
 from .heavy import scaled_queries
 

@@ -19,7 +19,7 @@ from levsketch._checks import (
 from levsketch._typing import ArrayLike, Rows
 from levsketch.algorithms.heavy import sparse_entries
 from levsketch.algorithms.lp_scores import lp_scores
-from levsketch.algorithms.lp_streams import refined_stream, witnesses
+from levsketch.algorithms.lp_streams import decided, refined_stream, witnesses
 from levsketch.backends import backend_for
 from levsketch.backends.cpu import serial_blas
 from levsketch.backends.interchange import like, result_dtype
@@ -56,9 +56,10 @@ class LpSensitivitySelector(KeySelector):
         Which certificates rule keys out: all there are, or only those of the weighted d x d
         factor, without the lift.
     refine : bool, default=False
-        Decide the keys whose bounds do not, by convex optimisation over all keys: the set
-        is then exactly the universal one (p >= 1). Works in ``fit``, which has all keys;
-        after ``partial_fit`` or ``merge`` the set is the certified one, and upper bounds found
+        Decide the keys whose bounds do not, by convex optimisation: the set is then exactly
+        the universal one (p >= 1). For even p with a lift this works from the state alone,
+        after any ``partial_fit`` and ``merge``. For other p it needs all keys and happens in
+        ``fit``; after more rows the set is the certified one again, and upper bounds found
         earlier still count.
     delta : float in (0, 1], default=0.1
         Relative accuracy of normalisers that are estimated (``normaliser_ == "sample"``).
@@ -237,7 +238,8 @@ class LpSensitivitySelector(KeySelector):
             Where the key was refined, the query that attains the lower end of its
             interval up to rounding; else the best for the weighted squares.
         """
-        return self._out(witnesses(self._fitted_stream(), self._selected()))
+        found = self._selected()
+        return self._out(witnesses(self._deciding(self._fitted_stream()), found))
 
     # -- queries
 
@@ -335,6 +337,16 @@ class LpSensitivitySelector(KeySelector):
                 "fit with another normaliser."
             )
         return self._selected()
+
+    @staticmethod
+    def _deciding(stream: LpStream) -> LpStream:
+        known = stream.refined.n_seen == stream.n_seen
+        return decided(stream) if stream.policy.refine and not known else stream
+
+    def _selected(self) -> Any:
+        stream = self._fitted_stream()
+        self._checked_selection(stream)
+        return self._deciding(stream).selection
 
     def _announce(self, stream: LpStream, *, fresh: bool) -> None:
         d, p = stream.d, self.p if self.function is None else 2.0

@@ -77,3 +77,21 @@ class SymmetricPower:
     def column_exponents(self, exponents: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         """Return by which powers of two monomials change when columns do: (size,)."""
         return np.asarray(exponents[self.variables].sum(axis=1))
+
+    def jacobian(self, q: FloatArray) -> FloatArray:
+        """Return the derivatives (size, d) of ``apply(q)`` for one vector q (d,)."""
+        out = np.zeros((self.size, self.d))
+        lines = np.arange(self.size)
+        for t in range(self.degree):
+            others = np.delete(self.variables, t, axis=1)
+            np.add.at(out, (lines, self.variables[:, t]), self.weights * q[others].prod(axis=1))
+        return out
+
+    def contracted_hessian(self, q: FloatArray, w: FloatArray) -> FloatArray:
+        """Return the second derivatives (d, d) of ``<w, apply(q)>`` for w (size,)."""
+        out = np.zeros((self.d, self.d))
+        for t, u in itertools.permutations(range(self.degree), 2):
+            others = np.delete(self.variables, (t, u), axis=1)
+            values = self.weights * w * q[others].prod(axis=1)
+            np.add.at(out, (self.variables[:, t], self.variables[:, u]), values)
+        return out

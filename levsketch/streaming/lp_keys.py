@@ -10,15 +10,14 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from levsketch._checks import check_row_count
-from levsketch._typing import BoolArray, FloatArray, IntArray, Rows
+from levsketch._typing import Rows
 from levsketch.backends import Backend
 from levsketch.backends.cpu import CpuBackend, serial_blas
-from levsketch.linalg import Whitening
 from levsketch.sketches.hashing import row_salt, uniforms
 from levsketch.sketches.symmetric import SymmetricPower
 
@@ -27,104 +26,12 @@ from .candidates import best, mask_of
 from .factor import block_size
 from .lifted import LiftedFactor
 from .lp_policy import LpPolicy, sampling_rate
-from .pool import Pool
+from .lp_selection import LpSelection, Refined, sample_weights, select
+from .pool import NO_FLOOR, Pool
 from .weighted import Absorbed, WeightedFactor
 
 # Rows that may reach eps may pile up to this many blocks before bounds are taken afresh.
 _CAPACITY_BLOCKS = 8
-
-
-class Refined(NamedTuple):
-    """Rows whose sensitivity was found within intervals when ``n_seen`` rows were there.
-
-    Upper ends hold for ever, lower ends until more rows come. ``queries`` (r, d) attain
-    the lower ends.
-    """
-
-    numbers: IntArray
-    intervals: FloatArray
-    queries: FloatArray
-    n_seen: int
-
-    @classmethod
-    def none(cls, d: int) -> Refined:
-        """Return no rows of d columns."""
-        return cls(np.zeros(0, np.int64), np.zeros((0, 2)), np.zeros((0, d)), 0)
-
-    def applied(self, pool: Pool, n_seen: int) -> Pool:
-        """Return the pool with the bounds that are known from here."""
-        if not len(self.numbers):
-            return pool
-        _, mine, theirs = np.intersect1d(
-            pool.index, self.numbers, assume_unique=True, return_indices=True
-        )
-        bounds, lower = pool.bounds.copy(), pool.lower.copy()
-        bounds[mine] = np.minimum(bounds[mine], self.intervals[theirs, 1])
-        if n_seen == self.n_seen:
-            lower[mine] = np.minimum(self.intervals[theirs, 0], bounds[mine])
-        return replace(pool, bounds=bounds, lower=lower)
-
-    def joined(self, other: Refined, shift: int) -> Refined:
-        """Return what stays known of two streams after one another: upper ends."""
-        numbers = np.concatenate([self.numbers, other.numbers + shift])
-        return Refined(
-            numbers,
-            np.concatenate([self.intervals, other.intervals]),
-            np.concatenate([self.queries, other.queries]),
-            0,
-        )
-
-
-@dataclass(frozen=True, eq=False)
-class LpSelection:
-    """What a stream says at one moment, all rows seen counted.
-
-    ``universal`` and ``selected`` are masks over the rows of ``pool``; ``sample`` holds for
-    each of these 1 / (the probability to be in the importance sample), 0 outside it.
-    """
-
-    weighted: WeightedFactor
-    lifted: LiftedFactor | None
-    lift_whitening: Whitening | None
-    pool: Pool
-    sample: FloatArray
-    universal: BoolArray
-    selected: BoolArray
-    certified: bool
-    unselected_bound: float
-
-    @property
-    def whitening(self) -> Whitening:
-        """Of the weighted rows."""
-        found = self.weighted.prefix
-        if found is None:
-            raise AssertionError("a selection is taken of a settled state")
-        return found
-
-    @property
-    def rows(self) -> FloatArray:
-        """Rows of the pool, in stream order."""
-        return self.pool.rows
-
-    @property
-    def index(self) -> IntArray:
-        """Their numbers."""
-        return self.pool.index
-
-    @property
-    def upper(self) -> FloatArray:
-        """Upper bounds on their sensitivities."""
-        return self.pool.bounds
-
-    @property
-    def lower(self) -> FloatArray:
-        """Lower bounds, 0 where none is known."""
-        return self.pool.lower
-
-    @property
-    def scores(self) -> FloatArray:
-        """What is known best of a sensitivity: attained values, else upper bounds."""
-        return np.where(self.pool.lower > 0, self.pool.lower, self.pool.bounds)
 
 
 @dataclass(frozen=True, eq=False)
@@ -241,8 +148,9 @@ class LpStream(BlockStream):
                 whitening = state.lifted.whitening(backend)
                 if self.policy.bound == "auto":
                     pool = pool.bounded(state.lifted.bounds_of(backend, whitening, pool.rows))
+        sample = sample_weights(self.policy.eps, self.rate, state.pool)
         pool = self.refined.applied(pool, self.n_seen)
-        return select(state, whitening, pool)
+        return select(self.policy, state.weighted, state.lifted, whitening, sample, pool)
 
     @property
     def nbytes(self) -> int:
@@ -278,7 +186,8 @@ class LpStream(BlockStream):
         tickets = np.ones(n)
         if self.rate:
             tickets = uniforms(policy.random_state, index, row_salt(rows))
-        hopeful = done.bounds >= np.minimum(policy.eps, pool.floor)
+        # among equal bounds earlier rows are better: there may be very many at one level
+        hopeful = (done.bounds >= policy.eps) | (done.bounds > pool.floor)
         hopeful |= tickets < self.rate * done.bounds
         hopeful |= done.rose
         lost = float(done.bounds[~hopeful].max(initial=0.0))
@@ -328,7 +237,7 @@ class LpStream(BlockStream):
                 guess[pool.rose | ((pool.bounds < 1.0) & heavy)] = np.inf
                 keep &= mask_of(best(guess, most // 2), len(pool)) | np.isinf(guess) | top
                 sound = False
-        floor = float(pool.bounds[order[-1]]) if len(order) == policy.pool_size else 0.0
+        floor = float(pool.bounds[order[-1]]) if len(order) == policy.pool_size else NO_FLOOR
         pool = pool.kept_only(keep, floor, int((heavy & keep).sum()), sound, weighted.certified)
         return replace(self, pool=pool)
 
@@ -340,50 +249,6 @@ class LpStream(BlockStream):
         done = self.weighted.absorb_alone(backend, self.pending, 0)
         empty = replace(self, pending=self.pending[:0])
         return empty._taken(backend, self.pending, done, first)
-
-
-def select(state: LpStream, lift_whitening: Whitening | None, pool: Pool) -> LpSelection:
-    """Return what a pool of bounded rows amounts to: the set, topped up or cut to n_keys."""
-    policy, weighted = state.policy, state.weighted
-    universal = pool.bounds >= policy.eps
-    universal &= pool.bounds > 0
-    order = best(pool.bounds, len(pool))
-    size = policy.n_keys
-    if size is None:
-        selected = universal.copy()
-        if selected.sum() < policy.min_keys:
-            selected[order[: policy.min_keys]] = True
-        proved = True
-    else:
-        selected = mask_of(order[:size], len(pool))
-        rival = max(float(pool.bounds[~selected].max(initial=0.0)), pool.dropped_bound)
-        proved = bool(pool.lower[selected].min(initial=1.0) >= rival)
-    sound = weighted.certified and pool.sound
-    out = max(float(pool.bounds[~selected].max(initial=0.0)), pool.dropped_bound)
-    return LpSelection(
-        weighted,
-        state.lifted,
-        lift_whitening,
-        pool,
-        sample_weights(policy.eps, state.rate, state.pool),
-        universal,
-        selected,
-        certified=sound and proved,
-        unselected_bound=out if sound else 1.0,
-    )
-
-
-def sample_weights(eps: float, rate: float, pool: Pool) -> FloatArray:
-    """Return 1 / (chance to be in the importance sample) for rows of it, else 0.
-
-    Rows that may reach eps are in with certainty. Bounds must not depend on tickets.
-    """
-    if not rate:
-        return np.zeros(len(pool))
-    chance = np.where(pool.bounds >= eps, 1.0, np.minimum(1.0, rate * pool.bounds))
-    taken = (chance == 1.0) | (pool.tickets < rate * pool.bounds)
-    with np.errstate(divide="ignore"):
-        return np.where(taken & (chance > 0), 1.0 / chance, 0.0)
 
 
 def check_memory(policy: LpPolicy, pool: Pool) -> None:

@@ -24,8 +24,9 @@ from .factor_io import (
     factor_to_arrays,
     require,
 )
-from .lp_keys import LpStream, Refined
+from .lp_keys import LpStream
 from .lp_policy import LpPolicy
+from .lp_selection import Refined
 from .pool import Pool
 
 _HUGE = 1.7e308
@@ -35,7 +36,7 @@ _META: Fields = {
     "prefix_level": (float, 0.0, _HUGE),
     "weights_sound": (bool, 0, 1),
     "dropped_bound": (float, 0.0, 1.0),
-    "floor": (float, 0.0, 1.0),
+    "floor": (float, -1.0, 1.0),
     "kept": (int, 0, MAX_ROWS),
     "pool_sound": (bool, 0, 1),
     "refined_at": (int, 0, MAX_ROWS),

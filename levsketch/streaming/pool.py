@@ -8,6 +8,8 @@ import numpy as np
 
 from levsketch._typing import BoolArray, FloatArray, IntArray, Rows
 
+NO_FLOOR = -1.0
+
 
 @dataclass(frozen=True, eq=False)
 class Pool:
@@ -29,7 +31,8 @@ class Pool:
     dropped_bound : float
         No row that was dropped can have a sensitivity above this.
     floor : float
-        Bounds below this are not among the best that a top-up would take.
+        Later rows whose bound is not above this are not among the best that a top-up would
+        take; NO_FLOOR while there are too few rows to say.
     kept : int
         How many rows with a bound >= eps the last pruning left.
     sound : bool
@@ -44,7 +47,7 @@ class Pool:
     tickets: FloatArray
     rose: BoolArray
     dropped_bound: float = 0.0
-    floor: float = 0.0
+    floor: float = NO_FLOOR
     kept: int = 0
     sound: bool = True
 
@@ -115,7 +118,7 @@ class Pool:
             other.dropped_bound,
         )
         return replace(
-            both, kept=self.kept + other.kept, floor=0.0, sound=self.sound and other.sound
+            both, kept=self.kept + other.kept, floor=NO_FLOOR, sound=self.sound and other.sound
         )
 
     def bounded(self, bounds: FloatArray) -> Pool:
