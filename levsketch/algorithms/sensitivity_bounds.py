@@ -15,7 +15,7 @@ from levsketch.backends import Backend, backend_for
 from levsketch.backends.cpu import serial_blas
 from levsketch.backends.interchange import like, result_dtype
 from levsketch.functions import Power, ScoreFunction, make_function
-from levsketch.functions.certificates import CappedCertificate
+from levsketch.functions.certificates import ROUNDING, CappedCertificate, among_all
 from levsketch.linalg import Whitening
 from levsketch.sketches.symmetric import SymmetricPower
 from levsketch.streaming.lifted import LiftedFactor
@@ -28,8 +28,7 @@ from .lewis import LewisFit, fit_lewis, row_space
 # Bounds hold for any weights; closer than this to the fixed point they gain nothing.
 _TOLERANCE = 1e-2
 _STEPS = 60
-# Sums of the masses of up to 2^40 rows round by less than this.
-_SUM_ROUNDING = 1.0 + 1e-9
+_SUM_ROUNDING = 1.0 + ROUNDING
 
 
 def sensitivity_bounds(
@@ -131,15 +130,12 @@ def leave_one_out_bounds(fit: LewisFit, p: float) -> FloatArray:
     """Return the Lewis bound of each row among all *other* rows, turned into one among all.
 
     If ``|<q, k_j>|^p <= u_j sum_(l != j) |<q, k_l>|^p``, then the sensitivity is at most
-    ``u_j / (1 + u_j)``: the row counts itself exactly. Taking row j out of the weighted Gram
-    matrix makes ``c_j / (1 - v_j c_j)`` of c_j (Sherman and Morrison, 1950).
+    ``u_j / (1 + u_j)``: the row counts itself exactly. Proofs in ``shares`` of
+    `HoelderCertificate` and `LewisCertificate`.
     """
     rule, c = Power(p).certificate, fit.values / fit.whitening.deflation
-    if rule.additive:
-        level = fit.weights.sum() - fit.weights
-    else:
-        level = np.full_like(c, rule.parts(fit.squares, c).max(initial=0.0))
-    return among_all(rule.bounds(without_itself(c, fit.squares), level * _SUM_ROUNDING))
+    level = fit.weights.sum() if rule.additive else rule.parts(fit.squares, c).max(initial=0.0)
+    return rule.shares(c, fit.squares, float(level) * _SUM_ROUNDING)
 
 
 def leverage_bounds(tau: FloatArray, p: float) -> FloatArray:
@@ -191,27 +187,14 @@ def capped_bounds(
             break
         upper = c / found.deflation
         parts = rule.parts(v, upper)
-        u = rule.bounds(without_itself(upper, v), float(parts.max(initial=0.0)) * _SUM_ROUNDING)
-        before, best = best, np.minimum(best, among_all(u))
+        shares = rule.shares(upper, v, float(parts.max(initial=0.0)) * _SUM_ROUNDING)
+        before, best = best, np.minimum(best, shares)
         if np.abs(np.log(best[c > 0] / before[c > 0])).max(initial=0.0) < _TOLERANCE:
             break
         v = v ** (1.0 - rule.damping) * rule.weights(upper, level, plain.rank) ** rule.damping
         with serial_blas():
             found = whitening_of(backend, K, scale=np.sqrt(v), space=space)
     return np.where(c > 0, best, 0.0)
-
-
-def among_all(u: FloatArray) -> FloatArray:
-    """Return u / (1 + u): what a row can take of a sum that it is part of."""
-    with np.errstate(invalid="ignore"):
-        return np.where(np.isinf(u), 1.0, u / (1.0 + u))
-
-
-def without_itself(c: FloatArray, v: FloatArray) -> FloatArray:
-    """Return c_j / (1 - v_j c_j): the value of each row against all others."""
-    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-        alone = 1.0 - v * c
-        return np.where(alone > 0, c / alone, np.inf)
 
 
 def _leverage(backend: Backend, K: Rows) -> tuple[FloatArray, Whitening]:

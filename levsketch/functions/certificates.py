@@ -4,7 +4,8 @@ With weights v_l >= 0 and ``G = sum_l v_l k_l k_l^T``, write ``c_j = k_j^T G^+ k
 ``<q, k_j>^2 <= c_j ||q||_G^2`` for every q. A certificate turns c_j into an upper bound u_j on
 ``sup_q f(<q, k_j>) / sum_l f(<q, k_l>)``, the sum over the rows that are in G. The bound
 holds for any admissible weights, converged or not; good weights make it small. If row j is
-not in G (or is taken out of it), then its sensitivity among all rows is at most u/(1+u).
+not in G, then its sensitivity among all rows is at most u/(1+u), for it counts itself
+exactly. A row in G may be taken out first: ``shares`` says what is left then.
 
 Each certificate keeps one number beside G, its ``level``. Written out, with proofs, in
 docs/theory ("Sensitivities for other f").
@@ -24,6 +25,8 @@ from levsketch._typing import FloatArray
 _LARGEST, _SMALLEST = 1e250, 1e-250
 # Between p = 2 and this, weights w^(1 - 2/p) say nothing that 1 does not.
 NEARLY_TWO = 2.01
+# Sums behind a level round by a few units a block; this covers 2^40 rows.
+ROUNDING = 1e-9
 
 
 class Certificate(Protocol):
@@ -54,6 +57,22 @@ class Certificate(Protocol):
 
     def bounds(self, c: FloatArray, level: FloatArray | float) -> FloatArray:
         """Return the upper bounds u on ``sup_q f(<q, k_j>) / sum_l f(<q, k_l>)``."""
+
+    def shares(self, c: FloatArray, v: FloatArray, level: float) -> FloatArray:
+        """Return upper bounds on the sensitivities of rows that are in G with weights v."""
+
+
+def among_all(u: FloatArray) -> FloatArray:
+    """Return u / (1 + u): what a row can take of a sum that it is part of."""
+    with np.errstate(invalid="ignore"):
+        return np.where(np.isinf(u), 1.0, u / (1.0 + u))
+
+
+def _over_the_rest(u: FloatArray, c: FloatArray, v: FloatArray) -> FloatArray:
+    """Return u / (1 - v c): without row j, G shrinks by no more than this anywhere."""
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        rest = 1.0 - v * c
+        return np.where(rest > 0, u / rest, np.where(u > 0, np.inf, 0.0))
 
 
 def _cut(v: FloatArray) -> FloatArray:
@@ -116,6 +135,15 @@ class HoelderCertificate:
             u = np.asarray(c ** (self.p / 2.0) * np.maximum(level, 0.0) ** (self.p / 2.0 - 1.0))
         return np.where(np.isnan(u), np.inf, u)
 
+    def shares(self, c: FloatArray, v: FloatArray, level: float) -> FloatArray:
+        """Return the bound among all other rows, leave-one-out, as one among all.
+
+        Without row j its value is ``c / (1 - v c)`` (Sherman and Morrison, 1950), and the
+        mass is S - w.
+        """
+        others = level - self.parts(v, c) * (1.0 - ROUNDING)
+        return among_all(self.bounds(_over_the_rest(c, c, v), others))
+
 
 @dataclass(frozen=True)
 class LewisCertificate:
@@ -164,6 +192,15 @@ class LewisCertificate:
         with np.errstate(over="ignore", under="ignore"):
             return np.asarray(level * c ** (self.p / 2.0))
 
+    def shares(self, c: FloatArray, v: FloatArray, level: float) -> FloatArray:
+        """Return the smaller of ``B c^(p/2)`` and the bound among all other rows.
+
+        Without row j every value, not only its own, may grow by ``1 / (1 - v_j c_j)``: the
+        two powers of that, p/2 in the bound and 1 - p/2 in B, make one.
+        """
+        u = self.bounds(c, level)
+        return np.minimum(u, among_all(_over_the_rest(u, c, v)))
+
 
 @dataclass(frozen=True)
 class CappedCertificate:
@@ -208,3 +245,11 @@ class CappedCertificate:
     def bounds(self, c: FloatArray, level: FloatArray | float) -> FloatArray:
         """Return ``growth max(c, b)``."""
         return np.asarray(self.growth * np.maximum(c, level))
+
+    def shares(self, c: FloatArray, v: FloatArray, level: float) -> FloatArray:
+        """Return the smaller of ``growth max(c, b)`` and the bound among all other rows.
+
+        Without row j, both c_j and b may grow by ``1 / (1 - v_j c_j)``.
+        """
+        u = self.bounds(c, level)
+        return np.minimum(u, among_all(_over_the_rest(u, c, v)))

@@ -15,7 +15,7 @@ import numpy as np
 from levsketch._checks import check_finite
 from levsketch._typing import BoolArray, FloatArray, Rows
 from levsketch.backends import Backend
-from levsketch.functions import Certificate
+from levsketch.functions.certificates import ROUNDING, Certificate, among_all
 from levsketch.linalg import Whitening, stack_factors, whiten
 
 from .factor import StreamFactor
@@ -26,8 +26,7 @@ from .rank import RowSpace
 _STEPS = 14
 # The level is kept near one by exact powers of two once it leaves this range.
 _RANGE = 1e100
-# The sums behind a level round by a few units a block; this covers 2^40 rows.
-_SUM_ROUNDING = 1.0 + 1e-9
+_SUM_ROUNDING = 1.0 + ROUNDING
 
 
 class Absorbed(NamedTuple):
@@ -159,19 +158,12 @@ class WeightedFactor:
     def bounds_of(self, backend: Backend, rows: Rows, v: FloatArray) -> FloatArray:
         """Return upper bounds on the sensitivities of rows that are in the factor.
 
-        ``v`` (n,) are their weights: each row is taken out before it is compared with the
-        others. Ones if nothing is certified.
+        ``v`` (n,) are their weights. Ones if nothing is certified.
         """
         if not self.certified or self.prefix is None:
             return np.ones(len(rows))
         c = self.prefix.scores(backend, rows) / self.prefix.deflation
-        with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-            alone = 1.0 - v * c
-            c = np.where(alone > 0, c / alone, np.inf)
-        level: FloatArray | float = self.prefix_level
-        if self.certificate.additive:
-            level = self.prefix_level - self.certificate.parts(v, c) * (1.0 - 1e-9)
-        return self._shares(c, level)
+        return np.minimum(self.certificate.shares(c, v, self.prefix_level), 1.0)
 
     def sums_of(self, backend: Backend, rows: Rows) -> FloatArray:
         """Return bounds u (n,) on ``sup_q f(<q, x>) / sum_l f(<q, k_l>)`` for any rows x.
@@ -245,12 +237,7 @@ class WeightedFactor:
         """Return bounds on rows that are not in the prefix: u / (1 + u) in their own company."""
         if not self.certified:
             return np.ones(len(values))
-        return self._shares(values, self.prefix_level)
-
-    def _shares(self, c: FloatArray, level: FloatArray | float) -> FloatArray:
-        u = self.certificate.bounds(c, level)
-        with np.errstate(invalid="ignore"):
-            return np.where(np.isinf(u), 1.0, u / (1.0 + u))
+        return among_all(self.certificate.bounds(values, self.prefix_level))
 
     def _joint(
         self, backend: Backend, rows: Rows, space: RowSpace
