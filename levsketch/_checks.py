@@ -47,6 +47,15 @@ def check_real(
     return number
 
 
+def check_count(name: str, value: Any) -> int:
+    """Return ``value`` as an int >= 1."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
+        raise TypeError(f"{name} must be a whole number, got {type(value).__name__} {value!r}.")
+    if value < 1:
+        raise ValueError(f"{name} must be at least 1, got {value!r}.")
+    return int(value)
+
+
 def check_p(p: Any) -> float:
     """Return the exponent of f(x) = |x|^p as a float > 0."""
     return check_real("p", p, low=0.0, open_low=True)

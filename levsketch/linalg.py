@@ -36,6 +36,8 @@ NO_EXPONENT = -5000
 GRAM_RANGE = (1e-200, 1e200)
 # Largest exponent that can be folded into a whitener without over/underflow.
 _FOLDABLE = 400
+# Squares below this may have lost digits to underflow.
+_FAINT = 2.0**-1000
 
 
 class Factor(NamedTuple):
@@ -186,6 +188,13 @@ class Whitening:
         scores[np.isnan(scores)] = np.inf
         return scores
 
+    def values(self, backend: Backend, rows: Rows) -> FloatArray:
+        """Return upper bounds on ``k^T G^+ k`` for rows in the row space, not cut at 1.
+
+        Positive for every row that is not zero, though squares may underflow.
+        """
+        return above_underflow(self.scores(backend, rows) / self.deflation, rows)
+
     def upper_bounds(self, scores: FloatArray) -> FloatArray:
         """Return bounds, at most 1, that no true score of the rows seen exceeds."""
         return np.minimum(scores / self.deflation, 1.0)
@@ -216,6 +225,13 @@ class Whitening:
             growth = gram_roundoff(block, d) * d / self.deflation * shares
         foreign = (diagonals[:, ~self.active] != 0).any(axis=1)
         return np.where(foreign | ~np.isfinite(growth), np.inf, growth)
+
+
+def above_underflow(values: FloatArray, rows: Rows) -> FloatArray:
+    """Return squares ``values`` of rows, raised to the least that is certain unless a row is 0."""
+    faint = np.flatnonzero(values < _FAINT)
+    values[faint] = np.where(rows[faint].any(axis=1), _FAINT, 0.0)
+    return values
 
 
 def qr_roundoff(d: int) -> float:

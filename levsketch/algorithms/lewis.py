@@ -7,12 +7,12 @@ from typing import Any, NamedTuple
 import numpy as np
 from sklearn.exceptions import ConvergenceWarning
 
-from levsketch._checks import check_p, check_real, warn_caller
+from levsketch._checks import check_count, check_p, check_real, warn_caller
 from levsketch._typing import ArrayLike, FloatArray, Rows
 from levsketch.backends import Backend, backend_for
 from levsketch.backends.cpu import serial_blas
 from levsketch.backends.interchange import like, result_dtype
-from levsketch.linalg import Whitening
+from levsketch.linalg import Whitening, above_underflow
 from levsketch.streaming.rank import RowSpace
 
 from .inputs import stacked, warn_uncertified
@@ -90,8 +90,7 @@ def lewis_weights(K: ArrayLike, p: float, *, tol: float = 1e-6, max_iter: int = 
     """
     p = check_p(p)
     tol = check_real("tol", tol, low=0.0, open_low=True)
-    if isinstance(max_iter, bool) or not isinstance(max_iter, int) or max_iter < 1:
-        raise ValueError(f"max_iter must be a whole number >= 1, got {max_iter!r}.")
+    max_iter = check_count("max_iter", max_iter)
     keys = stacked("K", K)
     out = np.empty(keys.shape[:-1], dtype=result_dtype(keys.dtype))
     backend = backend_for(keys)
@@ -114,6 +113,7 @@ def fit_lewis(backend: Backend, K: Rows, p: float, tol: float, max_iter: int) ->
     theta = 4.0 / (p + 2.0)
     c = np.empty(len(K))
     log_w, scale, space, step = np.zeros(len(K)), None, None, 0
+    factor: FloatArray | float = 0.0
     while True:
         with serial_blas():
             found = whitening_of(backend, K, scale=scale, space=space)
@@ -123,9 +123,10 @@ def fit_lewis(backend: Backend, K: Rows, p: float, tol: float, max_iter: int) ->
         if step == 0:
             # from weights that are all equal to the mean
             log_w[:] = np.log(max(found.rank, 1) / len(K))
-            c *= np.exp((2.0 / p - 1.0) * log_w)
-        with np.errstate(divide="ignore"):
-            target = np.maximum(p / 2.0 * np.log(c), _NEVER)
+            factor = (2.0 / p - 1.0) * log_w
+        log_c = _logs(found, K, c) + factor
+        target = np.maximum(p / 2.0 * log_c, _NEVER)
+        factor = 0.0
         log_w[target <= _NEVER] = _NEVER
         residual = float(np.abs(target - log_w).max(initial=0.0))
         step += 1
@@ -137,7 +138,25 @@ def fit_lewis(backend: Backend, K: Rows, p: float, tol: float, max_iter: int) ->
     weights = np.where(log_w <= _NEVER, 0.0, np.exp(log_w))
     if p == 2.0:
         weights, residual = np.minimum(c, 1.0), 0.0
+    c = above_underflow(np.exp(np.minimum(log_c, 700.0)), K)
     return LewisFit(weights, squares, c, residual, found, step)
+
+
+def _logs(found: Whitening, K: Rows, c: FloatArray) -> FloatArray:
+    """Return the logarithms of values c of rows K, also of squares that underflow."""
+    with np.errstate(divide="ignore"):
+        logs = np.log(c)
+    faint = np.flatnonzero(c < 1e-280)
+    if len(faint):
+        e = np.where(found.active, found.factor.exponents, 0)
+        rows = np.where(found.active, K[faint], 0.0).astype(np.float64)
+        mantissa, own = np.frexp(rows)
+        tops = np.max(np.where(mantissa != 0, own - e, -(10**6)), axis=1)
+        unit = np.ldexp(mantissa, np.clip(own - e - tops[:, None], -2000, 0))
+        with np.errstate(divide="ignore"):
+            squares = np.log(np.square(unit @ found.matrix).sum(axis=1))
+        logs[faint] = squares + 2.0 * np.log(2.0) * tops
+    return logs
 
 
 def _row_factors(log_w: FloatArray, p: float) -> FloatArray:

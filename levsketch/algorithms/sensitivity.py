@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from sklearn.exceptions import ConvergenceWarning
 
-from levsketch._checks import check_real, warn_caller
+from levsketch._checks import check_count, check_real, warn_caller
 from levsketch._typing import ArrayLike, FloatArray, IntArray, Rows
 from levsketch.backends import Backend, backend_for
 from levsketch.backends.cpu import serial_blas
@@ -116,7 +116,7 @@ def sensitivities(
             "use sensitivity_bounds instead."
         )
     tol = check_real("tol", tol, low=0.0, open_low=True)
-    max_iter = int(check_real("max_iter", max_iter, low=1.0))
+    max_iter = check_count("max_iter", max_iter)
     keys = stacked("K", K)
     targets = _row_numbers(indices, keys.shape[-2])
     out = np.empty((*keys.shape[:-2], len(targets), 2))

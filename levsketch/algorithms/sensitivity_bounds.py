@@ -16,7 +16,7 @@ from levsketch.backends.cpu import serial_blas
 from levsketch.backends.interchange import like, result_dtype
 from levsketch.functions import Power, ScoreFunction, make_function
 from levsketch.functions.certificates import ROUNDING, CappedCertificate, among_all
-from levsketch.linalg import Whitening
+from levsketch.linalg import Whitening, above_underflow
 from levsketch.sketches.symmetric import SymmetricPower
 from levsketch.streaming.lifted import LiftedFactor
 from levsketch.streaming.lp_policy import LIFT_COLUMNS
@@ -183,6 +183,7 @@ def capped_bounds(
     for _ in range(_STEPS):
         with serial_blas():
             score_rows(backend, found, K, False, c)
+            above_underflow(c, K)
         if not found.certified:
             break
         upper = c / found.deflation
@@ -203,4 +204,5 @@ def _leverage(backend: Backend, K: Rows) -> tuple[FloatArray, Whitening]:
     with serial_blas():
         found = whitening_of(backend, K)
         score_rows(backend, found, K, False, scores)
+        above_underflow(scores, K)
     return found.upper_bounds(scores), found

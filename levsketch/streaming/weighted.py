@@ -97,7 +97,7 @@ class WeightedFactor:
         """
         block = self.factor.block_rows
         if self.prefix is not None:
-            values = self.prefix.scores(backend, rows) / self.prefix.deflation
+            values = self.prefix.values(backend, rows)
             v = self.certificate.weights(values, self.prefix_level, self.prefix.rank)
             leaves = self.factor.measure(backend, rows, self.prefix, offset, np.sqrt(v))
             rising = [bool(rose.any()) for rose in leaves.grew]
@@ -119,7 +119,7 @@ class WeightedFactor:
         check_finite(rows, offset=offset)
         space, rose = self.factor.space.absorb(rows)
         if self.prefix is not None and not rose.any():
-            values = self.prefix.scores(backend, rows) / self.prefix.deflation
+            values = self.prefix.values(backend, rows)
             v = self.certificate.weights(values, self.prefix_level, self.prefix.rank)
             factor = self.factor.absorb_short(backend, rows, np.sqrt(v))
             return Absorbed(self._grown(factor, v, values), 1, v, self._screened(values), rose)
@@ -162,7 +162,7 @@ class WeightedFactor:
         """
         if not self.certified or self.prefix is None:
             return np.ones(len(rows))
-        c = self.prefix.scores(backend, rows) / self.prefix.deflation
+        c = self.prefix.values(backend, rows)
         return np.minimum(self.certificate.shares(c, v, self.prefix_level), 1.0)
 
     def sums_of(self, backend: Backend, rows: Rows) -> FloatArray:
@@ -172,7 +172,7 @@ class WeightedFactor:
         """
         if not self.certified or self.prefix is None:
             return np.full(len(rows), np.inf)
-        c = self.prefix.scores(backend, rows) / self.prefix.deflation
+        c = self.prefix.values(backend, rows)
         u = self.certificate.bounds(c, self.prefix_level)
         u[self.factor.space.outside(rows)] = np.inf
         return u
@@ -249,7 +249,7 @@ class WeightedFactor:
             v = np.ones(len(rows))
         else:
             outside = self.factor.space.outside(rows)
-            c = self.prefix.scores(backend, rows) / self.prefix.deflation
+            c = self.prefix.values(backend, rows)
             c[outside] = np.inf
             v = rule.weights(c, self.level, space.rank)
             if not rule.additive:  # what has no value yet is in by itself
@@ -258,7 +258,7 @@ class WeightedFactor:
         for step in range(_STEPS):
             factor = self.factor.absorb_short(backend, rows, np.sqrt(v))
             found, _, _ = factor.whitening(backend)
-            c = found.scores(backend, rows) / found.deflation
+            c = found.values(backend, rows)
             if step == _STEPS - 1:
                 break
             if rule.additive:
