@@ -176,7 +176,7 @@ class LpStream(BlockStream):
         crowded = state.pool.heavy(self.policy.eps) > max(
             _CAPACITY_BLOCKS * self.block_rows, 2 * self.pool.kept
         )
-        due = done.rose.any() or crowded or state.weighted.settles()
+        due = done.joint or crowded or state.weighted.settles()
         return state._settled(backend) if due else state
 
     def _taken(self, backend: Backend, rows: Rows, done: Absorbed, first: int) -> LpStream:

@@ -24,6 +24,8 @@ from .rank import RowSpace
 # Damped Lewis steps for rows of which no prefix tells anything: the first block, and one
 # that raises the rank. The bounds hold after any number; these bring them within percents.
 _STEPS = 14
+# A block whose values, cut at 1, sum to more than this times the rank is new to the prefix.
+_NOVELTY = 3.0
 # The level is kept near one by exact powers of two once it leaves this range.
 _RANGE = 1e100
 _SUM_ROUNDING = 1.0 + ROUNDING
@@ -37,6 +39,7 @@ class Absorbed(NamedTuple):
     weights: FloatArray  # v of each row
     bounds: FloatArray  # upper bound on the sensitivity of each row; 1 if none
     rose: BoolArray  # whether the row raised the exact rank
+    joint: bool  # whether weights were sought together: then it is time to settle
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,17 +94,21 @@ class WeightedFactor:
         return min(upcoming - n, self.factor.run_length())
 
     def absorb(self, backend: Backend, rows: Rows, offset: int) -> Absorbed:
-        """Return what the first of the whole blocks ``rows`` bring; settle after it says so.
+        """Return what the first of the whole blocks ``rows`` bring.
 
-        A block that raises the rank is taken alone, because the prefix says nothing of it.
+        A block of which the prefix says nothing is taken alone: one that raises the rank, or
+        whose rows outgrow it.
         """
         block = self.factor.block_rows
         if self.prefix is not None:
             values = self.prefix.values(backend, rows)
             v = self.certificate.weights(values, self.prefix_level, self.prefix.rank)
             leaves = self.factor.measure(backend, rows, self.prefix, offset, np.sqrt(v))
-            rising = [bool(rose.any()) for rose in leaves.grew]
-            count = rising.index(True) if True in rising else len(rising)
+            new = [
+                bool(rose.any()) or self._outgrown(values[b * block : (b + 1) * block])
+                for b, rose in enumerate(leaves.grew)
+            ]
+            count = new.index(True) if True in new else len(new)
             if count:
                 n = count * block
                 v, values = v[:n], values[:n]
@@ -111,6 +118,7 @@ class WeightedFactor:
                     v,
                     self._screened(values),
                     np.zeros(n, np.bool_),
+                    False,
                 )
         return self.absorb_alone(backend, rows[:block], offset)
 
@@ -120,9 +128,11 @@ class WeightedFactor:
         space, rose = self.factor.space.absorb(rows)
         if self.prefix is not None and not rose.any():
             values = self.prefix.values(backend, rows)
-            v = self.certificate.weights(values, self.prefix_level, self.prefix.rank)
-            factor = self.factor.absorb_short(backend, rows, np.sqrt(v))
-            return Absorbed(self._grown(factor, v, values), 1, v, self._screened(values), rose)
+            if not self._outgrown(values):
+                v = self.certificate.weights(values, self.prefix_level, self.prefix.rank)
+                factor = self.factor.absorb_short(backend, rows, np.sqrt(v))
+                grown = self._grown(factor, v, values)
+                return Absorbed(grown, 1, v, self._screened(values), rose, False)
         factor, found, v, values = self._joint(backend, rows, space)
         rule, parts = self.certificate, self.certificate.parts(v, values)
         if rule.additive:
@@ -132,7 +142,7 @@ class WeightedFactor:
             level = max(old, float(parts.max(initial=0.0)) * _SUM_ROUNDING)
             sound = self.sound and found.certified
         after = replace(self, factor=factor, level=level, prefix=found, sound=sound)
-        return Absorbed(after, 1, v, np.ones(len(rows)), rose)
+        return Absorbed(after, 1, v, np.ones(len(rows)), rose, True)
 
     def settled(self, backend: Backend) -> tuple[WeightedFactor, int]:
         """Return the state with a fresh prefix, and the power of 4 its weights were scaled by."""
@@ -222,6 +232,15 @@ class WeightedFactor:
         return merged, power
 
     # -- inside
+
+    def _outgrown(self, values: FloatArray) -> bool:
+        """Whether rows have more leverage of their own than a few times the rank allows.
+
+        Against a prefix of as many rows like them their values sum to about the rank.
+        """
+        if self.prefix is None or not self.prefix.certified:
+            return False
+        return float(np.minimum(values, 1.0).sum()) > _NOVELTY * max(self.prefix.rank, 1)
 
     def _grown(self, factor: StreamFactor, v: FloatArray, values: FloatArray) -> WeightedFactor:
         """Return the state with a factor that has more rows, weighted against the prefix."""
