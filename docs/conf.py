@@ -22,8 +22,8 @@ extensions = [
     "numpydoc",
     "sphinx_gallery.gen_gallery",
 ]
-# calibration.rst is a fragment that theory.rst includes; examples/ is what the gallery is made of
-exclude_patterns = ["_build", "examples", "calibration.rst"]
+# calibration.rst and lp_measured.rst are fragments that the theory pages include; examples/ is what the gallery is made of
+exclude_patterns = ["_build", "examples", "calibration.rst", "lp_measured.rst"]
 templates_path = ["_templates"]
 root_doc = "index"
 default_role = "py:obj"
@@ -56,7 +56,7 @@ html_static_path = ["_static"]
 html_css_files = ["levsketch.css"]
 html_copy_source = False
 html_show_sourcelink = False
-html_sidebars = {name: [] for name in ("index", "install", "tutorial", "theory")}
+html_sidebars = {name: [] for name in ("index", "install", "tutorial", "theory", "theory_lp")}
 html_theme_options = {
     "navigation_with_keys": False,
     "show_toc_level": 2,
