@@ -299,7 +299,7 @@ def whiten(
     W, rank, triangular = _triangular_inverse(unit), count, True
     error = bound(W)
     if error > MAX_ERROR:
-        rank = exact_rank()
+        rank = min(exact_rank(), count)
         if rank < count or not np.isfinite(error):
             rank, W = _deficient_inverse(unit, rank, roundoff)
             triangular = False

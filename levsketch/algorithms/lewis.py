@@ -25,9 +25,9 @@ _NEVER = -700.0
 class LewisFit(NamedTuple):
     """Weights w (n,) > 0 but for zero rows, and what belongs to them.
 
-    ``squares`` are ``v_j = w_j^(1-2/p)``, the weights of the squares; ``values`` are ``c_j =
-    k_j^T (sum_l v_l k_l k_l^T)^+ k_j`` for these weights, not of the step after them;
-    ``residual`` is ``max_j |log(c_j^(p/2) / w_j)|``.
+    ``squares`` are ``v_j = w_j^(1-2/p)``, the weights of the squares, for p < 2 up to a common
+    factor; ``values`` are ``c_j = k_j^T (sum_l v_l k_l k_l^T)^+ k_j`` for these weights, not of
+    the step after them; ``residual`` is the largest ``|log(c_j^(p/2) / w_j)|``.
     """
 
     weights: FloatArray
@@ -126,20 +126,24 @@ def fit_lewis(backend: Backend, K: Rows, p: float, tol: float, max_iter: int) ->
             factor = (2.0 / p - 1.0) * log_w
         log_c = _logs(found, K, c) + factor
         target = np.maximum(p / 2.0 * log_c, _NEVER)
-        factor = 0.0
         log_w[target <= _NEVER] = _NEVER
         residual = float(np.abs(target - log_w).max(initial=0.0))
         step += 1
         if residual <= tol or step > max_iter or p == 2.0:
             break
         log_w += theta * (target - log_w)
+        # a common factor keeps w^(1/2-1/p) in range for small p, and is taken out of c again
+        middle = float(np.median(log_w[log_w > _NEVER])) if p < 2.0 and space.rank else 0.0
+        scale = _row_factors(log_w, p, middle)
+        factor = (2.0 / p - 1.0) * middle
+    if scale is None and p >= 2.0:
         scale = _row_factors(log_w, p)
-    squares = np.square(_row_factors(log_w, p))
+        c = c * np.exp(factor)
+    squares = np.ones(len(K)) if scale is None else np.square(scale)
     weights = np.where(log_w <= _NEVER, 0.0, np.exp(log_w))
     if p == 2.0:
         weights, residual = np.minimum(c, 1.0), 0.0
-    c = above_underflow(np.exp(np.minimum(log_c, 700.0)), K)
-    return LewisFit(weights, squares, c, residual, found, step)
+    return LewisFit(weights, squares, above_underflow(c, K), residual, found, step)
 
 
 def _logs(found: Whitening, K: Rows, c: FloatArray) -> FloatArray:
@@ -159,10 +163,10 @@ def _logs(found: Whitening, K: Rows, c: FloatArray) -> FloatArray:
     return logs
 
 
-def _row_factors(log_w: FloatArray, p: float) -> FloatArray:
-    """Return ``w^(1/2-1/p)``, by which rows are multiplied; 0 for rows of zeros."""
-    factors = np.exp(np.clip((0.5 - 1.0 / p) * log_w, -288.0, 288.0))  # squares below 1e251
-    return np.where(log_w <= _NEVER, 0.0, factors)
+def _row_factors(log_w: FloatArray, p: float, middle: float = 0.0) -> FloatArray:
+    """Return ``(w / e^middle)^(1/2-1/p)``, by which rows are multiplied; 0 for rows of zeros."""
+    powers = (0.5 - 1.0 / p) * (log_w - middle)
+    return np.where(log_w <= _NEVER, 0.0, np.exp(np.clip(powers, -288.0, 288.0)))
 
 
 def row_space(K: Rows, found: Whitening) -> RowSpace:

@@ -13,7 +13,7 @@ from levsketch._checks import check_p
 from levsketch._typing import ArrayLike, FloatArray, Rows
 from levsketch.backends import Backend, backend_for
 from levsketch.backends.cpu import serial_blas
-from levsketch.backends.interchange import like, result_dtype
+from levsketch.backends.interchange import like, result_dtype, rounded_up
 from levsketch.functions import Power, ScoreFunction, make_function
 from levsketch.functions.certificates import ROUNDING, CappedCertificate, among_all
 from levsketch.linalg import Whitening, above_underflow
@@ -69,7 +69,7 @@ def sensitivity_bounds(
     -----
     About ten leverage passes of 2 n d^2 flops, and n D^2 more for the lift,
     ``D = C(d + p/2 - 1, p/2)`` columns, where 4 D <= n and D <= 1000. Memory O(n + d^2 + D^2).
-    The total is at most the rank for p <= 2 and rank^(p/2) for p > 2, and often far less.
+    The total is about the rank at most for p <= 2, rank^(p/2) for p > 2, and often far less.
     Cohen and Peng, STOC 2015; Kannan, Bhattacharyya, Kacham, Woodruff, arXiv 2410.05462.
 
     Examples
@@ -85,11 +85,7 @@ def sensitivity_bounds(
     out = np.empty(keys.shape[:-1], dtype=result_dtype(keys.dtype))
     backend = backend_for(keys)
     for i in np.ndindex(keys.shape[:-2]):
-        bounds = bounds_of_rows(backend, keys[i], f)
-        out[i] = bounds
-        if out.dtype == np.float32:  # never below
-            short = out[i] < bounds
-            out[i][short] = np.nextafter(out[i][short], np.float32(2.0))
+        out[i] = rounded_up(bounds_of_rows(backend, keys[i], f), out.dtype)
     return like(out, K)
 
 
@@ -105,7 +101,8 @@ def bounds_of_rows(backend: Backend, K: Rows, f: ScoreFunction) -> FloatArray:
     if p == 2.0:
         return tau
     bounds = leverage_bounds(tau, p)
-    found = fit_lewis(backend, K, p, _TOLERANCE, _STEPS)
+    # a weight is the power p/2 of what the bounds are made of
+    found = fit_lewis(backend, K, p, _TOLERANCE * min(1.0, p / 2.0), _STEPS)
     if found.whitening.certified:
         bounds = np.minimum(bounds, leave_one_out_bounds(found, p))
     if p % 2.0 == 0.0:

@@ -54,6 +54,13 @@ def like(result: np.ndarray[Any, Any], template: Any) -> Any:
     return array_namespace(template).asarray(result) if is_foreign(template) else result
 
 
+def rounded_up(bounds: np.ndarray[Any, Any], dtype: np.dtype[Any]) -> np.ndarray[Any, Any]:
+    """Return upper bounds in a type that may be shorter, never below what they were."""
+    with np.errstate(over="ignore"):
+        short = bounds.astype(dtype)
+    return np.where(short < bounds, np.nextafter(short, dtype.type(np.inf)), short)
+
+
 def result_dtype(dtype: Any) -> np.dtype[Any]:
     """Return the dtype of scores for rows of ``dtype``: float32 up to 32 bits, else float64.
 

@@ -22,7 +22,7 @@ from levsketch.algorithms.lp_scores import lp_scores
 from levsketch.algorithms.lp_streams import decided, refined_stream, witnesses
 from levsketch.backends import backend_for
 from levsketch.backends.cpu import serial_blas
-from levsketch.backends.interchange import like, result_dtype
+from levsketch.backends.interchange import like, result_dtype, rounded_up
 from levsketch.functions import ScoreFunction, make_function
 from levsketch.streaming import lp_keys_io
 from levsketch.streaming.lp_keys import LpStream
@@ -326,7 +326,7 @@ class LpSensitivitySelector(KeySelector):
         backend = backend_for(rows)
         with serial_blas():
             bounds = found.weighted.sums_of(backend, backend.rows(rows))
-        return like(bounds.astype(result_dtype(rows.dtype)), X)
+        return like(rounded_up(bounds, result_dtype(rows.dtype)), X)
 
     # -- inside
 

@@ -75,6 +75,16 @@ def _over_the_rest(u: FloatArray, c: FloatArray, v: FloatArray) -> FloatArray:
         return np.where(rest > 0, u / rest, np.where(u > 0, np.inf, 0.0))
 
 
+def _known(u: FloatArray) -> FloatArray:
+    """Return u, infinite where it came out as NaN: nothing is known there."""
+    return np.where(np.isnan(u), np.inf, u)
+
+
+def _exp2(level: float, power: float) -> float:
+    with np.errstate(over="ignore", under="ignore"):
+        return float(level * np.exp2(power))
+
+
 def _cut(v: FloatArray) -> FloatArray:
     return np.clip(np.nan_to_num(v, nan=0.0, posinf=_LARGEST), 0.0, _LARGEST)
 
@@ -127,13 +137,14 @@ class HoelderCertificate:
 
     def times(self, level: float, power: int) -> float:
         """Return the level after ``v <- 4**power v``; only where masses are not all one."""
-        return level if self._flat else float(level * 4.0 ** (power * self.p / (self.p - 2.0)))
+        return level if self._flat else _exp2(level, 2.0 * power * self.p / (self.p - 2.0))
 
     def bounds(self, c: FloatArray, level: FloatArray | float) -> FloatArray:
         """Return ``c^(p/2) S^(p/2-1)``."""
         with np.errstate(over="ignore", under="ignore", invalid="ignore"):
-            u = np.asarray(c ** (self.p / 2.0) * np.maximum(level, 0.0) ** (self.p / 2.0 - 1.0))
-        return np.where(np.isnan(u), np.inf, u)
+            # a base that does not change with the scale of the weights
+            u = (c * np.maximum(level, 0.0) ** (1.0 - 2.0 / self.p)) ** (self.p / 2.0)
+        return _known(u)
 
     def shares(self, c: FloatArray, v: FloatArray, level: float) -> FloatArray:
         """Return the bound among all other rows, leave-one-out, as one among all.
@@ -172,8 +183,13 @@ class LewisCertificate:
 
     def weights(self, c: FloatArray, level: float, rank: int) -> FloatArray:
         """Return the largest weights that do not raise the level; 0 for rows of zeros."""
-        with np.errstate(divide="ignore", over="ignore", under="ignore"):
-            return np.where(c > 0, _cut(level * c**-self._e), 0.0)
+        with np.errstate(divide="ignore", over="ignore", under="ignore", invalid="ignore"):
+            power = c**-self._e
+            v = level * power
+            # a small level may bring back what overflowed alone, less accurately
+            far = np.isinf(power) & (c > 0)
+            v[far] = np.exp(np.log(level) - self._e * np.log(c[far])) * (1.0 - ROUNDING)
+            return np.where(c > 0, _cut(v), 0.0)
 
     def parts(self, v: FloatArray, c: FloatArray) -> FloatArray:
         """Return ``v c^(1-p/2)``."""
@@ -186,12 +202,12 @@ class LewisCertificate:
 
     def times(self, level: float, power: int) -> float:
         """Return the level after ``v <- 4**power v`` and ``c <- 4**-power c``."""
-        return float(level * 2.0 ** (power * self.p))
+        return _exp2(level, power * self.p)
 
     def bounds(self, c: FloatArray, level: FloatArray | float) -> FloatArray:
         """Return ``B c^(p/2)``."""
-        with np.errstate(over="ignore", under="ignore"):
-            return np.asarray(level * c ** (self.p / 2.0))
+        with np.errstate(over="ignore", under="ignore", invalid="ignore"):
+            return _known(level * c ** (self.p / 2.0))
 
     def shares(self, c: FloatArray, v: FloatArray, level: float) -> FloatArray:
         """Return the smaller of ``B c^(p/2)`` and the bound among all other rows.
@@ -227,7 +243,7 @@ class CappedCertificate:
 
     def weights(self, c: FloatArray, level: float, rank: int) -> FloatArray:
         """Return ``min(1, b / c)``."""
-        with np.errstate(divide="ignore", over="ignore", under="ignore"):
+        with np.errstate(divide="ignore", over="ignore", under="ignore", invalid="ignore"):
             return np.where(c > 0, np.minimum(1.0, level / c), 1.0)
 
     def parts(self, v: FloatArray, c: FloatArray) -> FloatArray:
@@ -245,7 +261,7 @@ class CappedCertificate:
 
     def bounds(self, c: FloatArray, level: FloatArray | float) -> FloatArray:
         """Return ``growth max(c, b)``."""
-        return np.asarray(self.growth * np.maximum(c, level))
+        return _known(self.growth * np.maximum(c, level))
 
     def shares(self, c: FloatArray, v: FloatArray, level: float) -> FloatArray:
         """Return the smaller of ``growth max(c, b)`` and the bound among all other rows.

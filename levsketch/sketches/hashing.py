@@ -70,10 +70,10 @@ def uniforms(seed: int, index: IntArray, salt: npt.NDArray[np.uint64] | None = N
 
 
 def row_salt(rows: Rows) -> npt.NDArray[np.uint64]:
-    """Return a hash of the first and the last entry of each row of ``rows`` (n, d), shape (n,).
+    """Return a hash of each row of ``rows`` (n, d), shape (n,).
 
     Entries are widened to float64 first: equal values give equal salts in any type that
-    float64 holds. 0.0 and -0.0 are equal. O(n) time: the entries between do not count.
+    float64 holds. 0.0 and -0.0 are equal. O(n d) time, column by column.
 
     Examples
     --------
@@ -83,10 +83,16 @@ def row_salt(rows: Rows) -> npt.NDArray[np.uint64]:
     >>> bool(a == b), bool(a == c)
     (True, False)
     """
-    # -0.0 + 0.0 is 0.0
-    first, last = ((rows[:, column].astype(np.float64) + 0.0).view(np.uint64) for column in (0, -1))
-    # in two rounds, not as a sum of two hashes: first and last may be the same column
-    return _mix(_mix(first) + last)
+    salt = np.zeros(len(rows), np.uint64)
+    for column in range(rows.shape[1]):
+        # -0.0 + 0.0 is 0.0
+        salt ^= (rows[:, column].astype(np.float64) + 0.0).view(np.uint64)
+        # one round between columns: their order and every bit must count
+        salt += _GAMMA
+        salt ^= salt >> _STEPS[0][0]
+        salt *= _STEPS[0][1]
+        salt ^= salt >> _LAST
+    return _mix(salt)
 
 
 def _mix(x: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:

@@ -22,9 +22,11 @@ from levsketch.linalg import (
     NO_EXPONENT,
     Factor,
     Whitening,
+    column_exponents,
     diagonal_factor,
     factor_blocks,
     gram_factor,
+    scale_columns,
     stack_factors,
     whiten,
 )
@@ -171,9 +173,10 @@ class StreamFactor:
         factors: list[Factor | None] = [None] * count
         if len(late):
             taken = [slice(b * block, (b + 1) * block) for b in late]
-            stacked = np.concatenate([_scaled(rows[i], scale, i) for i in taken])
+            parts = [_scaled(rows[i], None if scale is None else scale[i]) for i in taken]
+            stacked = np.concatenate([part for part, _ in parts])
             for i, factor in enumerate(factor_blocks(backend, stacked, block)):
-                factors[late[i]] = factor
+                factors[late[i]] = _moved(factor, parts[i][1])
         spaces, grew = self._spaces(rows, block, prefix)
         return Leaves(grams, factors, growth, spaces, grew)
 
@@ -200,7 +203,8 @@ class StreamFactor:
         self, backend: Backend, rows: Rows, scale: FloatArray | None = None
     ) -> StreamFactor:
         """Return the factor with one block of any number of rows added, as its R factor."""
-        (leaf,) = factor_blocks(backend, _scaled(rows, scale), len(rows))
+        part, power = _scaled(rows, scale)
+        leaf = _moved(factor_blocks(backend, part, len(rows))[0], power)
         return replace(
             self,
             n_blocks=self.n_blocks + 1,
@@ -218,14 +222,10 @@ class StreamFactor:
         (But for what leaves float64's range.)
         """
 
-        def moved(factor: Factor) -> Factor:
-            e = factor.exponents
-            return factor._replace(exponents=np.where(e > NO_EXPONENT, e + powers, e))
-
         return replace(
             self,
             grams=tuple((level, _ldexp2(G, powers)) for level, G in self.grams),
-            factors=tuple((level, moved(factor)) for level, factor in self.factors),
+            factors=tuple((level, _moved(factor, powers)) for level, factor in self.factors),
         )
 
     def merge(self, backend: Backend, other: StreamFactor) -> StreamFactor:
@@ -324,8 +324,24 @@ class StreamFactor:
         return spaces, grew
 
 
-def _scaled(rows: Rows, scale: FloatArray | None, taken: slice = slice(None)) -> Rows:
-    return rows if scale is None else rows * scale[taken, None]
+def _scaled(rows: Rows, scale: FloatArray | None) -> tuple[Rows, IntArray | int]:
+    """Return rows times their factors, over powers of two by column, and these powers.
+
+    Columns are near one before factors meet them: products neither overflow nor lose digits
+    to underflow.
+    """
+    if scale is None:
+        return rows, 0
+    e = column_exponents(rows)
+    e = np.where(e > NO_EXPONENT, e, 0)
+    power = int(np.frexp(scale.max(initial=0.0))[1])
+    with np.errstate(under="ignore"):
+        return scale_columns(rows, -e) * np.ldexp(scale, -power)[:, None], e + power
+
+
+def _moved(factor: Factor, powers: IntArray | int) -> Factor:
+    e = factor.exponents
+    return factor._replace(exponents=np.where(e > NO_EXPONENT, e + powers, e))
 
 
 def _ldexp2(G: FloatArray, powers: IntArray) -> FloatArray:

@@ -23,9 +23,9 @@ from levsketch.sketches.symmetric import SymmetricPower
 from .factor import StreamFactor, block_size
 from .rank import RowSpace
 
-# Columns may outgrow the scale of the first block by this power of two before all that is
-# there is scaled down: far from overflow, since degrees are small.
-_HEADROOM = 40
+# Monomials of columns that outgrew the scale of the first block stay below this power of two;
+# beyond it, all that is there is scaled down.
+_HEADROOM = 400
 # Lifted rows are made for this many numbers at a time.
 _LIFTED_DOUBLES = 1 << 20
 
@@ -125,7 +125,7 @@ class LiftedFactor:
         return replace(state, factor=state.factor.absorb_short(backend, state.apply(rows)))
 
     def merge(self, backend: Backend, other: LiftedFactor) -> LiftedFactor:
-        """Return the factor of both streams."""
+        """Return the factor of both streams, settled."""
         top = np.maximum(self.exponents, other.exponents)
         mine, theirs = self._at_scale(top), other._at_scale(top)
         factor = mine.factor.merge(backend, theirs.factor)
@@ -187,7 +187,9 @@ class LiftedFactor:
         return found if self.exact else np.full_like(found, found.max(initial=NO_EXPONENT))
 
     def _outgrown(self, rows: Rows) -> BoolArray:
-        return np.asarray(self._tops(rows) > self.exponents + _HEADROOM)
+        return np.asarray(
+            self._tops(rows) > self.exponents + min(40, _HEADROOM // self.lift.degree)
+        )
 
     def _scaled_for(self, rows: Rows) -> LiftedFactor:
         """Return the factor in a scale in which ``rows`` cannot overflow."""

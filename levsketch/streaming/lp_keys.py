@@ -110,7 +110,9 @@ class LpStream(BlockStream):
 
     def run_length(self) -> int:
         """Return how many blocks may be consumed together."""
-        own = self.weighted.run_length()
+        # no more than can come before the pool is crowded: that is asked at every block
+        room = (self._crowd - self.pool.heavy(self.policy.eps)) // self.block_rows
+        own = min(self.weighted.run_length(), max(1, room))
         return own if self.lifted is None else min(own, self.lifted.run_length())
 
     def merge(self, backend: Backend, other: LpStream) -> LpStream:
@@ -127,12 +129,12 @@ class LpStream(BlockStream):
                 pending=other.pending,
                 refined=self.refined.joined(other.refined, self.n_seen),
             )
-            if other.weighted.factor.n_blocks == 0:
-                return state._settled(backend)
-            weighted, power = left.weighted.merge(backend, other.weighted)
             lifted = left.lifted
             if lifted is not None and other.lifted is not None:
                 lifted = lifted.merge(backend, other.lifted)
+            if other.weighted.factor.n_blocks == 0:
+                return replace(state, lifted=lifted)._settled(backend)
+            weighted, power = left.weighted.merge(backend, other.weighted)
             pool = left.pool.joined(other.pool.times(power), self.n_seen)
             state = replace(state, weighted=weighted, lifted=lifted, pool=pool)
             return state._pruned(backend)
@@ -169,13 +171,16 @@ class LpStream(BlockStream):
 
     # -- inside
 
+    @property
+    def _crowd(self) -> int:
+        """How many rows that may reach eps can pile up before bounds are taken afresh."""
+        return max(_CAPACITY_BLOCKS * self.block_rows, 2 * self.pool.kept)
+
     def _consume(self, backend: Backend, rows: Rows, offset: int) -> LpStream:
         """Return the state after one or more whole blocks; there must be no pending rows."""
         done = self.weighted.absorb(backend, rows, offset)
         state = self._taken(backend, rows[: done.blocks * self.block_rows], done, self.n_seen)
-        crowded = state.pool.heavy(self.policy.eps) > max(
-            _CAPACITY_BLOCKS * self.block_rows, 2 * self.pool.kept
-        )
+        crowded = state.pool.heavy(self.policy.eps) > self._crowd
         due = done.joint or crowded or state.weighted.settles()
         return state._settled(backend) if due else state
 
@@ -228,7 +233,7 @@ class LpStream(BlockStream):
         heavy = pool.bounds >= policy.eps
         keep = heavy | top | (pool.tickets < self.rate * pool.bounds)
         sound = pool.sound
-        most = max(_CAPACITY_BLOCKS * self.block_rows, 2 * pool.kept)
+        most = self._crowd
         if not weighted.certified:
             keep |= pool.rose
             if heavy.sum() > most and weighted.prefix is not None:

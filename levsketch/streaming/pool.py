@@ -127,7 +127,10 @@ class Pool:
 
     def times(self, power: int) -> Pool:
         """Return the pool after all weights were multiplied by ``4**power``."""
-        return replace(self, weights=np.ldexp(self.weights, 2 * power)) if power else self
+        if not power:
+            return self
+        with np.errstate(over="ignore", under="ignore"):
+            return replace(self, weights=np.ldexp(self.weights, 2 * power))
 
     def kept_only(
         self, keep: BoolArray, floor: float, kept: int, sound: bool, certified: bool

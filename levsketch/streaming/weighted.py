@@ -24,6 +24,8 @@ from .rank import RowSpace
 # Damped Lewis steps for rows of which no prefix tells anything: the first block, and one
 # that raises the rank. The bounds hold after any number; these bring them within percents.
 _STEPS = 14
+# Weights are scaled by at most this power of 4 at a time.
+_POWERS = 150.0
 # A block whose values, cut at 1, sum to more than this times the rank is new to the prefix.
 _NOVELTY = 3.0
 # The level is kept near one by exact powers of two once it leaves this range.
@@ -244,12 +246,13 @@ class WeightedFactor:
 
     def _grown(self, factor: StreamFactor, v: FloatArray, values: FloatArray) -> WeightedFactor:
         """Return the state with a factor that has more rows, weighted against the prefix."""
-        rule = self.certificate
-        parts = rule.parts(v, values)
+        rule, block = self.certificate, self.factor.block_rows
+        parts, level = rule.parts(v, values), self.level
         if rule.additive:
-            level = self.level + float(parts.sum())
+            for first in range(0, len(parts), block):  # the same sums for any batching
+                level += float(parts[first : first + block].sum())
         else:  # weights are chosen not to raise it; this covers their rounding
-            level = max(self.level, float(parts.max(initial=0.0)))
+            level = max(level, float(parts.max(initial=0.0)))
         return replace(self, factor=factor, level=level)
 
     def _screened(self, values: FloatArray) -> FloatArray:
@@ -272,7 +275,7 @@ class WeightedFactor:
             c[outside] = np.inf
             v = rule.weights(c, self.level, space.rank)
             if not rule.additive:  # what has no value yet is in by itself
-                v[outside] = 1.0
+                v[np.isinf(c)] = 1.0
         level = rule.first_level(space.rank, len(rows)) if first else self.level
         for step in range(_STEPS):
             factor = self.factor.absorb_short(backend, rows, np.sqrt(v))
@@ -308,8 +311,13 @@ class WeightedFactor:
         unit = np.log2(self.certificate.times(1.0, 1))  # log2 of what one power does
         if unit == 0.0 or not 0 < self.level < np.inf or not 0 < level < np.inf:
             return 0
-        power: float = np.rint(float(np.log2(level) - np.log2(self.level)) / unit)
-        return int(power)
+        return self._within(float(np.log2(level) - np.log2(self.level)) / unit)
+
+    def _within(self, power: float) -> int:
+        """Return a power of 4 for the weights that leaves levels and Gram matrices in range."""
+        unit = abs(float(np.log2(self.certificate.times(1.0, 1))))
+        most = min(_POWERS, 300.0 / unit) if unit else 0.0
+        return int(np.rint(np.clip(power, -most, most)))
 
     def _balance(self, backend: Backend, other: WeightedFactor) -> int:
         """Return the power of 4 for the weights of ``other`` that makes the joint bounds small."""
@@ -317,20 +325,22 @@ class WeightedFactor:
         if not rule.additive:
             return other._power_to(self.level)
         unit = np.log2(rule.times(1.0, 1))
-        parts = [f.whitening(backend)[0].factor for f in (self.factor, other.factor)]
-        if unit == 0.0:
+        sane = all(0 < level < np.inf for level in (self.level, other.level))
+        if unit == 0.0 or not sane:
             return 0
+        parts = [f.whitening(backend)[0].factor for f in (self.factor, other.factor)]
         power = 0.0
         for _ in range(12):
             # Lewis weights of the two factors as wholes: alpha = (tr(G^-1 G_e) / S_e)^(p/2)
-            k = round(power)
+            k = self._within(power)
             moved = parts[1]._replace(exponents=parts[1].exponents + k)
             joint = whiten(stack_factors(backend, [parts[0], moved]), lambda: 0)
             alphas = []
             for part, level in ((parts[0], self.level), (moved, rule.times(other.level, k))):
                 both = np.where(part.R.any(axis=0), part.exponents - joint.factor.exponents, 0)
-                M = (part.R * np.ldexp(1.0, np.clip(both, -1000, 0))) @ joint.matrix
-                alphas.append(float(np.sum(M * M)) / level)
+                with np.errstate(all="ignore"):
+                    M = (part.R * np.ldexp(1.0, np.clip(both, -1000, 0))) @ joint.matrix
+                    alphas.append(float(np.sum(M * M) / np.float64(level)))
             if not (np.isfinite(alphas).all() and min(alphas) > 0):
                 return k
             # alpha^(1-2/p) is what v takes, with unit = 2p / (p-2)
@@ -338,4 +348,4 @@ class WeightedFactor:
             if abs(step) < 0.25:
                 return k
             power = k + step
-        return round(power)
+        return self._within(power)

@@ -366,7 +366,7 @@ def test_wide_intervals_are_warned_of_once():
         ({"p": "2"}, TypeError, "p must be a real number"),
         ({"p": np.inf}, ValueError, "p must be in"),
         ({"tol": 0.0}, ValueError, "tol must be in"),
-        ({"max_iter": 0}, ValueError, "max_iter must be in"),
+        ({"max_iter": 0}, ValueError, "max_iter must be at least 1"),
         ({"indices": [0, 3]}, IndexError, r"indices must be in \[-3, 3\), got 3 at position 1"),
         ({"indices": [-4]}, IndexError, "got -4 at position 0"),
         ({"indices": [0.0]}, ValueError, "indices must be integers"),

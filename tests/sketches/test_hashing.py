@@ -20,7 +20,7 @@ RARE = 1e-6
 # Computed once more, in Python's integers, when this test was written.
 GOLDEN = [
     [6354449462685905, 5124397715592079, 3435139184365229, 2361739992611723, 7978101171477757],
-    [3421161784941953, 2152056568189961, 5036219871393627, 7663731594938405, 8044060669605849],
+    [6404250699846611, 4458707057029399, 5931121056543313, 5514786992536473, 3907412482104853],
 ]
 
 
@@ -136,7 +136,6 @@ def test_no_salt_is_a_salt_of_zeros_and_seeds_are_taken_modulo_two_to_64():
     plain = uniforms(9, index)
     np.testing.assert_array_equal(uniforms(9, index, np.zeros(100, np.uint64)), plain)
     np.testing.assert_array_equal(uniforms(9 + 2**64, index), plain)
-    assert (uniforms(9, index, row_salt(np.zeros((100, 2)))) == plain).all()
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float16, np.int8, ">f4", ">f8"])
@@ -145,10 +144,11 @@ def test_equal_values_have_equal_salts_in_every_type(dtype):
     np.testing.assert_array_equal(row_salt(rows.astype(dtype)), row_salt(rows))
 
 
-def test_salts_see_the_first_and_last_entry_and_no_sign_of_zero():
+def test_salts_see_every_entry_and_its_place_but_no_sign_of_zero():
     rows = np.array([[0.0, 5.0, 2.0], [-0.0, 5.0, 2.0], [0.0, 6.0, 2.0], [2.0, 5.0, 0.0]])
     salts = row_salt(rows)
-    assert salts[0] == salts[1] == salts[2] != salts[3]
+    assert salts[0] == salts[1]
+    assert len(set(salts.tolist())) == 3
     np.testing.assert_array_equal(row_salt(np.asfortranarray(rows)), salts)
     values = np.random.default_rng(0).standard_normal((10_000, 1))
     assert len(np.unique(row_salt(values))) == 10_000  # one column: it does not cancel itself
