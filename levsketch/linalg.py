@@ -322,11 +322,11 @@ def _error_bound(
     with np.errstate(over="ignore", invalid="ignore"):
         # the floor is what the additions in k W may round, however few directions W has
         d = len(norms)
-        error = roundoff * max(float(np.linalg.norm(W)), float(np.sqrt(d)))
+        error = gram_error + roundoff * max(float(np.linalg.norm(W)), float(np.sqrt(d)))
         if gram_diagonal is not None:
             # the Cholesky factorisation of the Gram part rounds once more
             share = np.sum((W * (np.sqrt(gram_diagonal) / norms)[:, None]) ** 2)
-            error += gram_error + gram_roundoff(0, d) * d * float(share)
+            error += gram_roundoff(0, d) * d * float(share)
     return error if np.isfinite(error) else np.inf
 
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from levsketch._checks import check_finite
 from levsketch._typing import BoolArray, FloatArray, IntArray, Rows
-from levsketch.backends import Backend
+from levsketch.backends import Backend, CpuBackend
 from levsketch.linalg import (
     GRAM_RANGE,
     NO_EXPONENT,
@@ -217,15 +217,30 @@ class StreamFactor:
         return self.column_times(np.full(self.d, power))
 
     def column_times(self, powers: IntArray) -> StreamFactor:
-        """Return the factor of rows whose columns are multiplied by ``2**powers``: exact.
+        """Return the factor of rows whose columns are multiplied by ``2**powers``, exactly.
 
-        (But for what leaves float64's range.)
+        A Gram matrix whose squares would leave float64's range becomes an R factor, whose
+        exponents have no end.
         """
-
+        grams: Counter[FloatArray] = ()
+        factors, error = self.factors, self.gram_error
+        low, high = GRAM_RANGE
+        for level, G in self.grams:
+            moved = _ldexp2(G, powers)
+            sizes, was = np.diagonal(moved), np.diagonal(G) > 0
+            if ((sizes[was] >= low) & (sizes[was] <= high)).all():
+                grams = (*grams, (level, moved))
+                continue
+            root = gram_factor(G)
+            if root is None:  # cannot happen within the budget; then nothing is certified
+                return replace(self, grams=(), gram_error=np.inf)
+            error += whiten(root, lambda: 0, gram_diagonal=np.diagonal(G)).error
+            factors = count_up(factors, ((level, root),), _joiner(CpuBackend()))
         return replace(
             self,
-            grams=tuple((level, _ldexp2(G, powers)) for level, G in self.grams),
-            factors=tuple((level, _moved(factor, powers)) for level, factor in self.factors),
+            grams=grams,
+            factors=tuple((level, _moved(factor, powers)) for level, factor in factors),
+            gram_error=error,
         )
 
     def merge(self, backend: Backend, other: StreamFactor) -> StreamFactor:

@@ -197,3 +197,22 @@ def test_the_intercept_is_a_column_of_ones_in_front(dtype):
 @pytest.mark.parametrize("d", [1, 2, 511, 512, 513, 2000])
 def test_blocks_have_at_least_twice_as_many_rows_as_columns(d):
     assert block_size(d) == max(1024, 2 * d)
+
+
+def test_gram_matrices_that_leave_the_range_of_squares_become_r_factors():
+    K = np.random.default_rng(3).standard_normal((4096, 3))
+    far = np.array([-500, 0, 420])
+    factor = of(K)
+    assert factor.grams
+    moved = factor.column_times(far)
+    assert not moved.grams
+    assert moved.gram_error >= factor.gram_error
+    found, expected = moved.whitening(CPU)[0], factor.whitening(CPU)[0]
+    assert found.certified
+    np.testing.assert_allclose(
+        found.scores(CPU, np.ldexp(K, far)), expected.scores(CPU, K), rtol=1e-12
+    )
+    near = factor.column_times(np.array([-90, 0, 90]))
+    assert len(near.grams) == len(factor.grams)
+    again = near.column_times(np.array([90, 0, -90]))
+    assert all((a == b).all() for (_, a), (_, b) in zip(again.grams, factor.grams, strict=True))
