@@ -69,9 +69,11 @@ def check_memory_size(name: str, value: Any) -> int:
     """Return a number of bytes >= 1 from an int or a size such as "500MB" or "1GiB"."""
     if isinstance(value, str):
         match = re.fullmatch(r"(\d+(?:\.\d+)?) *([kmgt]i?|) *b?", value.strip().lower(), re.ASCII)
-        size = int(float(match[1]) * _UNITS[match[2]]) if match else 0
+        number = float(match[1]) * _UNITS[match[2]] if match else 0.0
     else:
-        size = int(check_real(name, value))
+        whole = isinstance(value, int) and not isinstance(value, bool)
+        number = float(min(value, MAX_ROWS)) if whole else check_real(name, value)
+    size = int(min(number, MAX_ROWS))
     if size < 1:
         raise ValueError(f'{name} must be a number of bytes or a size like "1GiB", got {value!r}.')
     return size
@@ -109,10 +111,16 @@ def check_finite(X: np.ndarray[Any, Any], *, name: str = "X", offset: int = 0) -
     )
 
 
+def most_keys(d: int, eps: float, p: float = 2.0) -> float:
+    """Return how many keys can reach ``eps`` at most, for f(x) = |x|^p."""
+    power = max(1.0, p / 2.0)
+    return math.inf if power * math.log(d) > 600.0 else d**power / eps
+
+
 def not_reduced_text(d: int, eps: float, n: int, p: float = 2.0) -> str:
     """Return the warning for an ``eps`` at which the size bound does not bite."""
     name = "d/eps" if p <= 2.0 else f"d^{p / 2.0:g}/eps"
-    most = d ** max(1.0, p / 2.0) / eps
+    most = most_keys(d, eps, p)
     return (
         f"eps={eps:g} promises at most {name} = {most:.0f} keys, not fewer than the n = {n} "
         "rows given: the universal set may be everything."

@@ -109,7 +109,7 @@ def lifted_form(found: LpSelection) -> LiftedForm | None:
         whitening.factor.R * np.ldexp(1.0, e),
         weighted.matrix * np.ldexp(1.0, moved)[:, None],
         (1.0 + weighted.error) * level ** (0.5 - 0.5 / lifted.lift.degree),
-        whitening.error,
+        lifted.relative_error(whitening),
     )
 
 

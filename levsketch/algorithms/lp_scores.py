@@ -6,10 +6,10 @@ from typing import NamedTuple
 
 import numpy as np
 
+from levsketch._checks import CertificationWarning, warn_caller
 from levsketch._typing import BoolArray, FloatArray, IntArray
 from levsketch.functions import ScoreFunction
 from levsketch.linalg import (
-    MAX_ERROR,
     NO_EXPONENT,
     UNIT_ROUNDOFF,
     Whitening,
@@ -23,6 +23,8 @@ from .heavy import scaled_queries
 
 # Products of this many (query, row) pairs are held at a time.
 _PAIRS = 1 << 21
+# A normaliser that is not known to within this factor is in doubt.
+_DOUBT = 1.1
 
 
 class _Scaled(NamedTuple):
@@ -59,9 +61,22 @@ def lp_scores(
     ------
     ValueError
         If products overflow and f is not a power.
+
+    Warns
+    -----
+    CertificationWarning
+        If a lifted factor cannot tell a normaliser to 10 %, with the number of such queries.
     """
     step = max(1, _PAIRS // max(1, len(selection.rows)))
     parts = [_scores(selection, f, taken, Q[i : i + step]) for i in range(0, len(Q), step)]
+    doubtful = sum(part[2] for part in parts)
+    if doubtful and selection.lifted is not None:
+        warn_caller(
+            f"the normalisers of {doubtful} queries may be off by more than 10 %: they are lost "
+            "in the rounding of lifted keys. Their scores are upper-bounded by what the kept keys "
+            "alone give; normaliser='sample' has no such loss.",
+            CertificationWarning,
+        )
     if not parts:
         none = np.zeros((0, int(taken.sum())))
         return none, none
@@ -70,10 +85,12 @@ def lp_scores(
 
 def _scores(
     selection: LpSelection, f: ScoreFunction, taken: BoolArray, Q: FloatArray
-) -> tuple[FloatArray, FloatArray]:
+) -> tuple[FloatArray, FloatArray, int]:
+    """Return scores and bounds, and how many queries have a normaliser that is in doubt."""
     scaled = _scaled(selection, f, Q)
     rows = scale_columns(selection.rows, -scaled.exponents)
-    products = np.abs(scaled.Q @ rows.T)
+    with np.errstate(over="ignore", invalid="ignore"):
+        products = np.abs(scaled.Q @ rows.T)
     if not np.isfinite(products).all():
         raise ValueError(
             f"<q, k> overflows for query {int(np.argwhere(~np.isfinite(products))[0, 0])}: "
@@ -91,29 +108,31 @@ def _scores(
     products /= unit[:, None]
     values = f(products)
     # the rows at hand are part of the sum, whatever stands for the others
-    known = values.sum(axis=1)
-    least = f(np.maximum(products - hidden, 0.0)).sum(axis=1)
+    low = f(np.maximum(products - hidden, 0.0))
     if selection.lifted is None:
-        total = least = values @ selection.sample
+        total = values @ selection.sample
+        least = low @ selection.sample
+        most = total
     else:
-        total, below = _lifted_total(selection.lifted, selection.lift_whitening, scaled, unit)
-        total = np.maximum(total, known)
-        least = np.maximum(below, least)
+        total, below, most = _lifted_total(selection.lifted, selection.lift_whitening, scaled, unit)
+        least = np.maximum(below, low.sum(axis=1))
+        total = np.maximum(total, values.sum(axis=1))
+    doubtful = int(((most > _DOUBT * least) & ~silent).sum())
     upper = selection.upper[taken]
     with np.errstate(divide="ignore", invalid="ignore"):
         scores = np.nan_to_num(values[:, taken] / total[:, None], nan=0.0, posinf=np.inf)
         bounds = f(products[:, taken] + hidden[:, taken]) / least[:, None]
     scores[silent] = bounds[silent] = 0.0
     # fmin: 0 / 0 says nothing, but the bound of the sensitivity still holds
-    return np.minimum(scores, upper), np.fmin(bounds, upper)
+    return np.minimum(scores, upper), np.fmin(bounds, upper), doubtful
 
 
 def _lifted_total(
     lifted: LiftedFactor, whitening: Whitening | None, scaled: _Scaled, unit: FloatArray
-) -> tuple[FloatArray, FloatArray]:
-    """Return the normaliser over ``unit^p`` by a lifted factor, and what it is at least.
+) -> tuple[FloatArray, FloatArray, FloatArray]:
+    """Return the normaliser over ``unit^p`` by a lifted factor, and what it is at least and most.
 
-    A sketch proves nothing: it is at least zero.
+    A sketch proves nothing: it is at least zero, and its own doubt is not this one.
     """
     if whitening is None:
         raise AssertionError("a lifted factor comes with its whitening")
@@ -122,15 +141,19 @@ def _lifted_total(
         scale = unit**-lifted.lift.degree
         total = np.square(norms * scale)
         least = np.square(np.maximum(norms - hidden, 0.0) * scale)
-    least *= (1.0 - min(whitening.error, MAX_ERROR)) ** 2 if lifted.exact else 0.0
-    return np.nan_to_num(total, nan=0.0), np.nan_to_num(least, nan=0.0, posinf=0.0)
+        most = np.square((norms + hidden) * scale) if lifted.exact else np.zeros(len(norms))
+    error = lifted.relative_error(whitening)
+    least *= (1.0 - error) ** 2 if lifted.exact else 0.0
+    most *= (1.0 + error) ** 2
+    return np.nan_to_num(total, nan=0.0), np.nan_to_num(least, nan=0.0, posinf=0.0), most
 
 
 def _scaled(selection: LpSelection, f: ScoreFunction, Q: FloatArray) -> _Scaled:
     """Return queries scaled to entries of at most one in coordinates where columns are."""
     if not f.homogeneous:
         none = np.zeros(Q.shape[1], np.int64)
-        return _Scaled(Q, none, np.linalg.norm(Q, axis=1))
+        with np.errstate(over="ignore"):
+            return _Scaled(Q, none, np.linalg.norm(Q, axis=1))
     if selection.lifted is not None:
         e = selection.lifted.exponents
     else:

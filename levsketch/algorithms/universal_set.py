@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from levsketch._checks import check_p, check_real, not_reduced_text, warn_caller
+from levsketch._checks import check_p, check_real, most_keys, not_reduced_text, warn_caller
 from levsketch._typing import ArrayLike, Rows
 from levsketch.backends import Backend, backend_for
 from levsketch.backends.interchange import like
@@ -92,7 +92,7 @@ def universal_set(
     keys = stacked("K", K)
     n, d = keys.shape[-2:]
     exponent = f.p if isinstance(f, Power) else 2.0
-    if d ** max(1.0, exponent / 2.0) / eps >= n:
+    if most_keys(d, eps, exponent) >= n:
         warn_caller(not_reduced_text(d, eps, n, exponent))
     backend = backend_for(keys)
     mask = np.zeros(keys.shape[:-1], dtype=np.bool_)

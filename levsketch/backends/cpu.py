@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
+import threadpoolctl
 from joblib import cpu_count
 from threadpoolctl import ThreadpoolController
 
@@ -58,6 +59,13 @@ class _SerialBlas:
 _serial = _SerialBlas()
 
 
+def _take_control() -> None:
+    """Let this thread set limits: since threadpoolctl 3.8 only the first one that did may."""
+    release = getattr(threadpoolctl.OpenBLASController, "clear_controlling_thread", None)
+    if release is not None:
+        release(force=True)
+
+
 @contextlib.contextmanager
 def serial_blas() -> Iterator[None]:
     """Return a context in which BLAS runs on one thread, also when several threads are in one.
@@ -67,6 +75,7 @@ def serial_blas() -> Iterator[None]:
     """
     with _serial.lock:
         if _serial.depth == 0:
+            _take_control()
             _serial.limit = _threadpools().limit(limits=1, user_api="blas")
         _serial.depth += 1
     try:
@@ -75,7 +84,9 @@ def serial_blas() -> Iterator[None]:
         with _serial.lock:
             _serial.depth -= 1
             if _serial.depth == 0:
+                _take_control()
                 _serial.limit.restore_original_limits()
+                _take_control()
 
 
 def thread_count(work: float = np.inf) -> int:

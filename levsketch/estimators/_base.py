@@ -168,13 +168,14 @@ class StreamEstimator(BaseEstimator):  # type: ignore[misc]
                 f"cannot merge {type(self).__name__} with {type(other).__name__}: "
                 "both must be of one class."
             )
-        mine, theirs = self.get_params(), other.get_params()
+        # what parameters mean, not how they are spelt
+        mine, theirs = self._policy()._asdict(), other._policy()._asdict()
         for name, value in mine.items():
             if value != theirs[name]:
                 raise ValueError(
                     f"cannot merge: {name} is {value!r} here and {theirs[name]!r} in the other."
                 )
-        result = type(self)(**mine)
+        result = type(self)(**self.get_params())
         a, b = getattr(self, "_stream", None), getattr(other, "_stream", None)
         if a is not None and b is not None:
             self._check_same_features(other)

@@ -13,6 +13,7 @@ from levsketch._checks import (
     LevsketchStateError,
     check_finite,
     check_memory_size,
+    most_keys,
     not_reduced_text,
     warn_caller,
 )
@@ -255,10 +256,10 @@ class LpSensitivitySelector(KeySelector):
         -------
         (n_queries, m) array
             ``f(<q, k_j>) / sum_l f(<q, k_l>)``, the sum over all keys seen: exact to rounding
-            if ``normaliser_`` is "lift", within ``1 +- delta`` but for a chance of
-            ``failure_probability`` a query if "sample". In the library of ``X``, float32 if X
-            has at most 32 bits. Zeros for the zero query, and for queries orthogonal to
-            all keys.
+            if ``normaliser_`` is "lift" (a warning counts the queries for which that is too
+            much), within ``1 +- delta`` but for a chance of ``failure_probability`` a query
+            if "sample". In the library of ``X``, float32 if X has at most 32 bits. Zeros for
+            the zero query, and for queries orthogonal to all keys.
 
         Raises
         ------
@@ -350,7 +351,7 @@ class LpSensitivitySelector(KeySelector):
 
     def _announce(self, stream: LpStream, *, fresh: bool) -> None:
         d, p = stream.d, self.p if self.function is None else 2.0
-        if fresh and self.n_keys is None and d ** max(1.0, p / 2) / self.eps >= stream.n_seen:
+        if fresh and self.n_keys is None and most_keys(d, self.eps, p) >= stream.n_seen:
             warn_caller(not_reduced_text(d, self.eps, stream.n_seen, p))
         super()._announce(stream, fresh=fresh)
 

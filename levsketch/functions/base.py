@@ -87,4 +87,7 @@ def make_function(spec: Any) -> ScoreFunction:
     found = REGISTRY.get(name)
     if found is None:
         raise ValueError(f"function must be one of {sorted(REGISTRY)}, got {name!r}.")
-    return found(**params)
+    try:
+        return found(**params)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"function={spec!r} is not possible: {error}") from error

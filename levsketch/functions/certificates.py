@@ -261,7 +261,7 @@ class CappedCertificate:
 
     def bounds(self, c: FloatArray, level: FloatArray | float) -> FloatArray:
         """Return ``growth max(c, b)``."""
-        return _known(self.growth * np.maximum(c, level))
+        return np.where(c == 0, 0.0, _known(self.growth * np.maximum(c, level)))
 
     def shares(self, c: FloatArray, v: FloatArray, level: float) -> FloatArray:
         """Return the smaller of ``growth max(c, b)`` and the bound among all other rows.

@@ -10,11 +10,13 @@ import numpy as np
 from levsketch._typing import BoolArray, FloatArray, IntArray, Rows
 from levsketch.backends import Backend
 from levsketch.linalg import (
+    MAX_ERROR,
     NO_EXPONENT,
     UNIT_ROUNDOFF,
     Factor,
     Whitening,
     column_exponents,
+    qr_roundoff,
     query_norms,
     scale_columns,
 )
@@ -131,6 +133,15 @@ class LiftedFactor:
         factor = mine.factor.merge(backend, theirs.factor)
         return replace(mine, factor=factor)._settled(backend)
 
+    def relative_error(self, whitening: Whitening) -> float:
+        """Return what norms may be off by, relatively, besides what ``norms`` says is hidden.
+
+        R factors have only the latter; Gram matrices are certified relatively.
+        """
+        if not self.factor.grams:
+            return 0.0
+        return whitening.error if whitening.certified else MAX_ERROR
+
     def whitening(self, backend: Backend) -> Whitening:
         """Return the whitening of all lifted rows."""
         return self.factor.whitening(backend)[0]
@@ -165,9 +176,11 @@ class LiftedFactor:
         with np.errstate(under="ignore"):
             lifted = self.lift.apply(Q) * np.ldexp(1.0, np.maximum(moved - top, -1000))
         norms = query_norms(factor, lifted)
-        hidden = (
-            4 * (len(moved) + self.lift.degree) * UNIT_ROUNDOFF * float(np.linalg.norm(factor.R))
-        ) * np.linalg.norm(lifted, axis=1)
+        # backward errors of the factor, of lifting and of the product; relative to the norm of
+        # all rows, so that they hold whether or not the whitening is certified
+        rounding = qr_roundoff(len(moved))
+        rounding += 4 * (len(moved) + self.lift.degree) * UNIT_ROUNDOFF
+        hidden = rounding * float(np.linalg.norm(factor.R)) * np.linalg.norm(lifted, axis=1)
         with np.errstate(over="ignore", under="ignore"):
             unit = np.ldexp(1.0, min(top, 500))
             return norms * unit, hidden * unit

@@ -136,8 +136,9 @@ class LpStream(BlockStream):
                 return replace(state, lifted=lifted)._settled(backend)
             weighted, power = left.weighted.merge(backend, other.weighted)
             pool = left.pool.joined(other.pool.times(power), self.n_seen)
-            state = replace(state, weighted=weighted, lifted=lifted, pool=pool)
-            return state._pruned(backend)
+            state = replace(state, weighted=weighted, lifted=lifted, pool=pool)._pruned(backend)
+            check_memory(self.policy, state.pool)
+            return state
 
     @functools.cached_property
     def selection(self) -> LpSelection:
@@ -181,6 +182,8 @@ class LpStream(BlockStream):
         done = self.weighted.absorb(backend, rows, offset)
         state = self._taken(backend, rows[: done.blocks * self.block_rows], done, self.n_seen)
         crowded = state.pool.heavy(self.policy.eps) > self._crowd
+        # the rows that wait for their block are looked at, but not yet kept
+        check_memory(self.policy, state.pool)
         due = done.joint or crowded or state.weighted.settles()
         return state._settled(backend) if due else state
 
@@ -210,7 +213,6 @@ class LpStream(BlockStream):
             done.rose[taken],
             lost,
         )
-        check_memory(policy, pool)
         return replace(self, n_seen=first + n, weighted=done.weighted, lifted=lifted, pool=pool)
 
     def _settled(self, backend: Backend) -> LpStream:

@@ -16,6 +16,10 @@ _SPARE = 16
 LIFT_COLUMNS = 1000
 # Matrices of a lifted factor: binary counters of up to 24 levels, and room to add them up.
 _LIFT_COPIES = 28
+# Monomials of a higher degree have no digits left, and their number of terms no end.
+_HIGHEST_DEGREE = 20
+# A sampling rate at which every row is in.
+_ALL = 1e200
 
 
 class LpPolicy(NamedTuple):
@@ -65,6 +69,11 @@ class LpPolicy(NamedTuple):
 
     def check(self) -> None:
         """Refuse a combination that asks for what does not exist."""
+        if self.lift_degree > _HIGHEST_DEGREE and self.normaliser in ("lift", "tensorsketch"):
+            raise ValueError(
+                f"p must be at most {2 * _HIGHEST_DEGREE} for normaliser={self.normaliser!r}, got "
+                f"{self.p:g}; use 'sample'."
+            )
         if self.normaliser in ("lift", "tensorsketch") and not self.lift_degree:
             what = f"p={self.p:g}" if self.function is None else f"function={self.function[0]!r}"
             raise ValueError(
@@ -94,7 +103,9 @@ class LpPolicy(NamedTuple):
             check_lift_memory(self.sketch_size, self.max_memory, "sketch_size")
             return TensorSketch.make(d, self.lift_degree, self.sketch_size, self.random_state)
         lift = SymmetricPower(d, self.lift_degree)
-        if self.normaliser == "auto" and lift.size > LIFT_COLUMNS:
+        if self.normaliser == "auto" and (
+            self.lift_degree > _HIGHEST_DEGREE or lift.size > LIFT_COLUMNS
+        ):
             return None
         check_lift_memory(lift.size, self.max_memory, f"d = {d} and p = {self.p:g}")
         return lift
@@ -107,7 +118,9 @@ def sampling_rate(delta: float, failure: float) -> float:
     the normaliser Z of a query, no row adds more than ``Z / rate`` to the estimate, and the
     variance is at most ``Z^2 / rate``: Bernstein's inequality gives the rate.
     """
-    return 2.0 * (1.0 + delta / 3.0) * math.log(2.0 / failure) / delta**2
+    if delta < 1e-100:
+        return _ALL
+    return min(2.0 * (1.0 + delta / 3.0) * math.log(2.0 / failure) / delta**2, _ALL)
 
 
 def lift_bytes(size: int) -> int:

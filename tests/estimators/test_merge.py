@@ -7,7 +7,18 @@ import numpy as np
 import oracles
 import pandas as pd
 import pytest
-from fitting import fit, missed, quiet, snapshot, split, stream
+from fitting import (
+    every_lp_selector,
+    every_selector,
+    few_selectors,
+    fit,
+    missed,
+    public,
+    quiet,
+    snapshot,
+    split,
+    stream,
+)
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 from sklearn.base import BaseEstimator
@@ -25,7 +36,8 @@ from strategies import (
     zero_columns,
 )
 
-from levsketch import LeverageKeySelector
+from levsketch import LeverageKeySelector, LpSensitivitySelector
+from levsketch.functions import Huber
 
 KINDS = [gaussian, conditioned, heavy_tails, growing, zero_columns, lone_axis, low_rank]
 
@@ -102,13 +114,14 @@ def test_long_shards_say_the_same_as_all_rows(kind):
                 assert kind is growing
 
 
+@every_selector
 @pytest.mark.parametrize("row", [0, 1023, 1024, 1400, 1499])
-def test_a_lone_key_of_either_side_is_kept_though_nothing_is_certified(row):
+def test_a_lone_key_of_either_side_is_kept_though_nothing_is_certified(new, row):
     rng = np.random.default_rng(1)
     lone = np.repeat(rng.standard_normal((1500, 1)), 2, axis=1)
     lone[row] = [2.0**-100, -(2.0**-100)]
     flood = np.repeat(rng.standard_normal((5000, 1)), 2, axis=1)
-    a, b = fit(lone, eps=0.5), fit(flood, eps=0.5)
+    a, b = fit(lone, new, eps=0.5), fit(flood, new, eps=0.5)
     with quiet():
         assert row in (a | b).indices_
         assert row + 5000 in (b | a).indices_
@@ -144,25 +157,27 @@ def test_keys_that_one_side_dropped_forbid_the_certificate_of_a_budget():
         assert merged.indices_.tolist() == [best] or not merged.certified_
 
 
+@every_selector
 @pytest.mark.parametrize("n", [50, 3000])
-def test_row_spaces_add_up(n):
+def test_row_spaces_add_up(new, n):
     rng = np.random.default_rng(0)
     left = rng.integers(1, 5, (n, 1)) * np.array([[1.0, 1.0, 0.0, 0.0]])
     right = rng.integers(1, 5, (n, 1)) * np.array([[0.0, 1.0, 1.0, 0.0]])
     queries = np.array([[1.0, 2.0, 1.0, 0.0], [1.0, 0, 0, 0], [0, 0, 0, 1.0], [3.0, 5.0, 2.0, 0]])
-    whole = fit(np.concatenate([left, right]), eps=0.01).score_samples(queries)
+    whole = fit(np.concatenate([left, right]), new, eps=0.01).score_samples(queries)
     for a, b in ((left, right), (right, left)):
-        merged = fit(a, eps=0.01) | fit(b, eps=0.01)
-        assert merged._selected().space.rank == 2
+        merged = fit(a, new, eps=0.01) | fit(b, new, eps=0.01)
         found = merged.score_samples(queries)
-        assert np.isinf(found).tolist() == [False, True, True, False]
-        np.testing.assert_allclose(found, whole, rtol=1e-12)
+        assert np.isinf(found).tolist() == np.isinf(whole).tolist() == [False, True, True, False]
+        if new is LeverageKeySelector:  # else bounds, which weights that differ make differ
+            np.testing.assert_allclose(found, whole, rtol=1e-12)
 
 
+@every_selector
 @pytest.mark.parametrize("kind", [*KINDS, lone_in_hyperplane])
-def test_neither_operand_changes_and_nothing_is_shared(kind):
-    K = make(kind, 4, 6000, 4).K
-    a, b = fit(K[:2500], eps=0.05), fit(K[2500:], eps=0.05)
+def test_neither_operand_changes_and_nothing_is_shared(new, kind):
+    K = make(kind, 4, 6000, 3).K
+    a, b = fit(K[:2500], new, eps=0.05), fit(K[2500:], new, eps=0.05)
     before = snapshot(a), snapshot(b)
     with quiet():
         merged = a | b
@@ -178,20 +193,33 @@ def test_neither_operand_changes_and_nothing_is_shared(kind):
         assert again.to_bytes() == first
 
 
-def test_merging_with_itself_counts_twice():
-    K = make(gaussian, 5, 3000, 3).K
-    a = fit(K, eps=0.01)
+@every_selector
+@pytest.mark.parametrize("n", [1, 700, 1024, 3000])
+def test_merging_with_itself_counts_twice(new, n):
+    K = make(heavy_tails, 5, 3000, 3).K[:n]
+    a = fit(K, new, eps=0.01)
     before = snapshot(a)
-    both = a.merge(a)
-    assert snapshot(a) == before
-    assert both.n_samples_seen_ == 6000
-    check_equal(both, fit(np.concatenate([K, K]), eps=0.01), 0.01)
+    with quiet():
+        both = a.merge(a)
+        assert snapshot(a) == before
+        assert both.n_samples_seen_ == 2 * n
+        assert both.n_features_in_ == 3
+        rows = both.indices_
+        assert (rows < 2 * n).all()
+    if new is LeverageKeySelector and n == 3000:
+        check_equal(both, fit(np.concatenate([K, K]), eps=0.01), 0.01)
+    # each key stands there twice: what holds for it, holds for its double
+    mine = dict(zip(rows.tolist(), both.scores_ + both.guard_, strict=True))
+    for row, bound in mine.items():
+        twin = mine.get((row + n) % (2 * n), 0.01)
+        assert bound == pytest.approx(twin, rel=0.2) or min(bound, twin) < 0.02
 
 
+@every_selector
 @pytest.mark.parametrize("n", [1, 700, 5000])
-def test_merging_with_nothing_changes_nothing(n):
+def test_merging_with_nothing_changes_nothing(new, n):
     K = make(gaussian, 6, n, 3).K
-    a, nothing = fit(K, eps=0.05), LeverageKeySelector(eps=0.05)
+    a, nothing = fit(K, new, eps=0.05), new(eps=0.05)
     for merged in (a | nothing, nothing | a):
         assert merged is not a
         assert merged.to_bytes() == a.to_bytes()
@@ -210,30 +238,55 @@ def test_merged_streams_go_on_as_if_nothing_had_happened():
         check_equal(merged, fit(K, eps=0.02), 0.02)
 
 
-def test_batches_after_a_merge_leave_the_same_bytes_too():
+@few_selectors
+@pytest.mark.parametrize("second", [10_100, 5900])
+def test_batches_after_a_merge_leave_the_same_bytes_too(new, second):
     K = make(gaussian, 8, 30_000, 3).K
     found = set()
-    for step in (700, 1024, 5000, 20_000):
-        merged = fit(K[:5500], eps=0.02) | fit(K[5500:10_100], eps=0.02)
+    for step in (700, 1024, 20_000):
+        merged = fit(K[:5500], new, eps=0.02) | fit(K[5500:second], new, eps=0.02)
         for batch in split(K[10_100:], range(step, 19_900, step)):
             merged.partial_fit(batch)
         found.add(merged.to_bytes())
     assert len(found) == 1
 
 
-def test_many_small_shards_stay_small():
+@every_selector
+def test_many_small_shards_stay_small_and_can_be_saved_at_any_time(new):
     rng = np.random.default_rng(9)
-    merged = LeverageKeySelector(eps=0.1)
+    merged = new(eps=0.1)
+    load = type(merged).from_bytes
     sizes = []
-    for _ in range(300):
+    for count in range(300):
         with quiet():
-            merged = merged | LeverageKeySelector(eps=0.1).partial_fit(rng.standard_normal((40, 3)))
+            merged = merged | new(eps=0.1).partial_fit(rng.standard_normal((40, 3)))
         sizes.append(merged.nbytes_)
+        if count < 3 or count % 50 == 0:
+            assert load(merged.to_bytes()).to_bytes() == merged.to_bytes()
     assert merged.n_samples_seen_ == 12_000
-    assert max(sizes[150:]) < 1.5 * max(sizes[:150])
+    if new in (LeverageKeySelector, LpSensitivitySelector):  # samples grow to their size
+        assert max(sizes[150:]) < 1.5 * max(sizes[:150])
+    assert max(sizes) < 1 << 20
     assert merged.certified_
-    loaded = LeverageKeySelector.from_bytes(merged.to_bytes())
-    assert loaded.to_bytes() == merged.to_bytes()
+
+
+@every_selector
+def test_what_was_saved_merges_with_what_was_not(new):
+    K = make(gaussian, 16, 3000, 3).K
+    a, b = fit(K[:1200], new, eps=0.05), fit(K[1200:], new, eps=0.05)
+    loaded = type(b).from_bytes(b.to_bytes())
+    expected = (a | b).to_bytes()
+    assert (a | loaded).to_bytes() == expected
+    assert (type(a).from_bytes(a.to_bytes()) | b).to_bytes() == expected
+
+
+@every_lp_selector
+def test_loaded_merges_answer_as_the_merges_do(new):
+    K = make(gaussian, 17, 3000, 3).K
+    for cut in (100, 1024, 2900):
+        merged = fit(K[:cut], new, eps=0.05) | fit(K[cut:], new, eps=0.05)
+        loaded = type(merged).from_bytes(merged.to_bytes())
+        assert public(loaded, K[:5]) == public(merged, K[:5])
 
 
 @pytest.mark.parametrize(
@@ -244,11 +297,24 @@ def test_many_small_shards_stay_small():
         ({"min_keys": 3}, ["min_keys", "1", "3"]),
         ({"intercept": True}, ["intercept", "False", "True"]),
         ({"ridge": 1.0}, ["ridge", "0.0", "1.0"]),
+        ({"p": 6.0}, ["p is", "4.0", "6.0"]),
+        ({"function": Huber(2.0)}, ["function", "None", "uber"]),
+        ({"bound": "weights"}, ["bound", "auto", "weights"]),
+        ({"refine": True}, ["refine", "False", "True"]),
+        ({"delta": 0.2}, ["delta", "0.1", "0.2"]),
+        ({"failure_probability": 0.2}, ["failure_probability", "0.01", "0.2"]),
+        ({"normaliser": "sample"}, ["normaliser", "auto", "sample"]),
+        ({"sketch_size": 7}, ["sketch_size", "1024", "7"]),
+        ({"max_memory": 10**8}, ["max_memory", "1", "100000000"]),
+        ({"random_state": 1}, ["random_state", "0", "1"]),
     ],
 )
 def test_other_parameters_are_refused_by_name_and_values(changes, words):
     K = make(gaussian, 10, 2000, 3).K
-    a, b = fit(K, eps=0.05), fit(K, **({"eps": 0.05} | changes))
+    new = LeverageKeySelector
+    if next(iter(changes)) not in new().get_params():
+        new = LpSensitivitySelector
+    a, b = fit(K, new, eps=0.05), fit(K, new, **({"eps": 0.05} | changes))
     before = snapshot(a), snapshot(b)
     for one, two in ((a, b), (b, a)):
         with pytest.raises(ValueError, match="cannot merge") as caught:
@@ -257,61 +323,70 @@ def test_other_parameters_are_refused_by_name_and_values(changes, words):
     assert (snapshot(a), snapshot(b)) == before
 
 
-def test_other_widths_names_and_classes_are_refused():
+@few_selectors
+def test_other_widths_names_and_classes_are_refused(new):
     K = make(gaussian, 11, 200, 3).K
-    a = fit(pd.DataFrame(K, columns=["a", "b", "c"]), eps=0.5)
+    a = fit(pd.DataFrame(K, columns=["a", "b", "c"]), new, eps=0.5)
     with pytest.raises(ValueError, match=r"n_features_in_ is 3 .* and 2"):
-        a.merge(fit(K[:, :2], eps=0.5))
+        a.merge(fit(K[:, :2], new, eps=0.5))
     with pytest.raises(ValueError, match="'b' / 'x'"):
-        a.merge(fit(pd.DataFrame(K, columns=["a", "x", "c"]), eps=0.5))
+        a.merge(fit(pd.DataFrame(K, columns=["a", "x", "c"]), new, eps=0.5))
     with pytest.raises(ValueError, match="names differ"):
-        a.merge(fit(pd.DataFrame(K, columns=["b", "a", "c"]), eps=0.5))
-    assert (a | fit(K, eps=0.5)).feature_names_in_.tolist() == ["a", "b", "c"]
+        a.merge(fit(pd.DataFrame(K, columns=["b", "a", "c"]), new, eps=0.5))
+    assert (a | fit(K, new, eps=0.5)).feature_names_in_.tolist() == ["a", "b", "c"]
 
-    class Other(LeverageKeySelector):
+    class Other(type(a)):
         pass
 
-    for other in (Other(eps=0.5), BaseEstimator(), None, 3):
+    strangers = {LeverageKeySelector, LpSensitivitySelector} - {type(a)}
+    for other in (Other(eps=0.5), strangers.pop()(eps=0.5), BaseEstimator(), None, 3):
         with pytest.raises(TypeError, match=r"cannot merge|both must be"):
             a.merge(other)
     with pytest.raises(TypeError):
         a | 3
 
 
-def test_parameters_changed_after_fitting_are_not_merged():
+@few_selectors
+def test_parameters_changed_after_fitting_are_not_merged(new):
     K = make(gaussian, 12, 200, 3).K
-    a, b = fit(K, eps=0.5), fit(K, eps=0.4).set_params(eps=0.5)
+    a, b = fit(K, new, eps=0.5), fit(K, new, eps=0.4).set_params(eps=0.5)
     with pytest.raises(ValueError, match="changed after"):
         a.merge(b)
 
 
-def test_row_numbers_of_the_other_follow_on():
-    a = stream([np.array([[1.0, 0], [1.0, 0]])], eps=0.9, min_keys=0)
-    b = stream([np.array([[2.0, 0], [0, 3.0], [2.0, 0]])], eps=0.9, min_keys=0)
+@every_selector
+def test_row_numbers_of_the_other_follow_on(new):
+    a = stream([np.array([[1.0, 0], [1.0, 0]])], new, eps=0.9, min_keys=0)
+    b = stream([np.array([[2.0, 0], [0, 3.0], [2.0, 0]])], new, eps=0.9, min_keys=0)
     with quiet():
         assert (a | b).indices_.tolist() == [3]
         assert (b | a).indices_.tolist() == [1]
-        assert ((a | b) | b).indices_.tolist() == []
+        # twice there, that key has a half; bounds of merged states may say more, of that key
+        assert set(((a | b) | b).indices_.tolist()) <= {3, 6}
+        assert new is not LeverageKeySelector or not ((a | b) | b).indices_.size
 
 
-def test_merged_selectors_pickle_and_save():
+@every_selector
+def test_merged_selectors_pickle_and_save(new):
     K = make(gaussian, 13, 3000, 3).K
-    merged = fit(K[:1000], eps=0.05) | fit(K[1000:], eps=0.05)
+    merged = fit(K[:1000], new, eps=0.05) | fit(K[1000:], new, eps=0.05)
     assert pickle.loads(pickle.dumps(merged)).to_bytes() == merged.to_bytes()
-    assert LeverageKeySelector.from_bytes(merged.to_bytes()).to_bytes() == merged.to_bytes()
+    assert type(merged).from_bytes(merged.to_bytes()).to_bytes() == merged.to_bytes()
 
 
-def test_narrow_and_wide_shards_merge_to_the_wide_type():
+@few_selectors
+def test_narrow_and_wide_shards_merge_to_the_wide_type(new):
     K = make(gaussian, 14, 400, 3).K
-    a, b = fit(K.astype(np.float32), eps=0.1), fit(K, eps=0.1)
+    a, b = fit(K.astype(np.float32), new, eps=0.1), fit(K, new, eps=0.1)
     with quiet():
         assert (a | a).keys_.dtype == np.float32
         assert (a | b).keys_.dtype == (b | a).keys_.dtype == np.float64
 
 
-def test_row_numbers_beyond_int64_are_refused():
-    a = fit(make(gaussian, 15, 300, 3).K, eps=0.5)
-    b = fit(make(gaussian, 15, 300, 3).K, eps=0.5)
+@few_selectors
+def test_row_numbers_beyond_int64_are_refused(new):
+    a = fit(make(gaussian, 15, 300, 3).K, new, eps=0.5)
+    b = fit(make(gaussian, 15, 300, 3).K, new, eps=0.5)
     b._stream = dataclasses.replace(b._stream, n_seen=2**63 - 200)
     with pytest.raises(OverflowError, match="2\\*\\*63"):
         a.merge(b)

@@ -6,8 +6,12 @@ import threading
 
 import numpy as np
 import pytest
-from fitting import fit, quiet
+from fitting import every_selector, few_selectors, fit, quiet
 from strategies import gaussian, make
+from threadpoolctl import threadpool_info
+
+from levsketch import LeverageKeySelector
+from levsketch.backends.cpu import serial_blas
 
 BEGIN = """
 import hashlib, multiprocessing, os, sys, warnings
@@ -16,7 +20,10 @@ import numpy as np
 import levsketch as lv
 K = np.random.default_rng(0).standard_normal((20000, 24))
 def digest(_=None):
-    return hashlib.sha256(lv.LeverageKeySelector(eps=0.01).fit(K).to_bytes()).hexdigest()
+    found = lv.LeverageKeySelector(eps=0.01).fit(K).to_bytes()
+    found += lv.LpSensitivitySelector(p=3, eps=0.5, delta=0.5).fit(K[:, :8]).to_bytes()
+    found += lv.LpSensitivitySelector(p=4, eps=0.5, refine=True).fit(K[:, :8]).to_bytes()
+    return hashlib.sha256(found).hexdigest()
 """
 
 FORK = """
@@ -107,13 +114,15 @@ def test_importing_changes_nothing_outside(tmp_path):
     assert run(written(tmp_path, IMPORT)) == "same\n"
 
 
-def test_threads_fitting_their_own_selectors_get_the_same_bytes():
-    K = make(gaussian, 0, 12_000, 16).K
-    expected = fit(K, eps=0.01).to_bytes()
+@every_selector
+def test_threads_fitting_their_own_selectors_get_the_same_bytes(new):
+    # more columns than BLAS solves on one thread of its own accord: 24, or 21 lifted ones
+    K = make(gaussian, 0, 6000, 24 if new is LeverageKeySelector else 6).K
+    expected = fit(K, new, eps=0.05).to_bytes()
     found = []
 
     def work():
-        found.append(fit(K, eps=0.01).to_bytes())
+        found.append(new(eps=0.05).fit(K).to_bytes())
 
     threads = [threading.Thread(target=work) for _ in range(4)]
     with quiet():
@@ -124,9 +133,31 @@ def test_threads_fitting_their_own_selectors_get_the_same_bytes():
     assert found == [expected] * 4
 
 
-def test_reading_while_another_thread_fits_sees_a_committed_state():
+def test_blas_is_serial_in_a_thread_that_is_not_the_first():
+    def blas_threads():
+        pools = threadpool_info()
+        return {pool["num_threads"] for pool in pools if pool["user_api"] == "blas"}
+
+    before, found = blas_threads(), []
+
+    def work():
+        with serial_blas():
+            found.append(blas_threads())
+        found.append(blas_threads())
+
+    work()
+    for _ in range(2):
+        thread = threading.Thread(target=work)
+        thread.start()
+        thread.join()
+    work()
+    assert found == [{1}, before] * 4
+
+
+@few_selectors
+def test_reading_while_another_thread_fits_sees_a_committed_state(new):
     K = make(gaussian, 1, 30_000, 4).K
-    selector = fit(K[:1000], eps=0.05)
+    selector = fit(K[:1000], new, eps=0.05)
     with quiet():
         thread = threading.Thread(target=lambda: [selector.partial_fit(K) for _ in range(5)])
         thread.start()
