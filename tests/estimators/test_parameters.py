@@ -216,7 +216,7 @@ def test_accuracies_that_are_hardly_numbers_keep_every_row(delta, failure):
 @pytest.mark.parametrize("normaliser", ["lift", "tensorsketch"])
 def test_lifts_of_a_degree_without_digits_are_refused_by_name(normaliser):
     selector = LpSensitivitySelector(p=42, normaliser=normaliser)
-    with pytest.raises(ValueError, match="p must be at most 40 .* got 42"):
+    with pytest.raises(ValueError, match=r"p must be at most 40 .* got 42"):
         selector.fit(K)
     assert fit(K, LpSensitivitySelector, p=42).normaliser_ == "sample"
 

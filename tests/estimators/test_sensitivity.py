@@ -34,7 +34,7 @@ class Capped(ScoreFunction):
     height: float = 1.0
 
     def values(self, x):
-        return np.minimum(np.square(x), self.height)
+        return np.square(np.minimum(x, np.sqrt(self.height)))
 
 
 def attention(Q, K, f):
