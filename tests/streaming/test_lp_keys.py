@@ -1,205 +1,47 @@
 """Streams for any f: in any batches the same bytes, and at no moment a key that is missing."""
 
-import itertools
-from itertools import combinations
-
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from lp_streams import (
+    ASKED,
+    CERTAIN,
+    CPU,
+    DOUBTFUL,
+    FEW,
+    OTHERS,
+    POWERS,
+    blocks_of_different_laws,
+    check,
+    function_of,
+    policy,
+    saved,
+    split,
+    stream,
+)
 from oracles import U
 from strategies import (
-    conditioned,
     cuts,
-    duplicates,
     gaussian,
-    graded_low_rank,
     growing,
     heavy_tails,
     ill_conditioned,
     lone_axis,
-    lone_in_hyperplane,
     low_rank,
     make,
-    scaled_columns,
-    shrinking,
-    smooth,
-    wide,
-    zero_columns,
-    zero_rows,
 )
 
 from levsketch import LpSensitivitySelector
 from levsketch.algorithms.sensitivity import sensitivities
-from levsketch.backends import CpuBackend
-from levsketch.functions import Power, make_function
 from levsketch.streaming import lp_keys
 from levsketch.streaming.lp_keys import LpStream
-from levsketch.streaming.lp_keys_io import to_arrays
-from levsketch.streaming.lp_policy import LpPolicy
-
-CPU = CpuBackend()
-POWERS = [{"p": p} for p in (0.3, 1.0, 1.5, 2.0, 2.005, 2.5, 3.0, 4.0, 8.0)]
-OTHERS = [{"function": ["huber", {"threshold": 1.0}]}, {"function": ["tukey", {"threshold": 3.0}]}]
-ASKED = POWERS + OTHERS
-FEW = [POWERS[1], POWERS[6], POWERS[7], OTHERS[0]]
-
-
-def policy(**changes):
-    asked = {
-        "p": 2.0,
-        "eps": 0.1,
-        "function": None,
-        "bound": "auto",
-        "refine": False,
-        "delta": 0.5,
-        "failure_probability": 0.2,
-        "normaliser": "auto",
-        "sketch_size": 64,
-        "max_memory": 1 << 30,
-        "n_keys": None,
-        "min_keys": 1,
-        "random_state": 0,
-    }
-    return LpPolicy(**(asked | changes))
-
-
-def function_of(asked):
-    return make_function(asked["function"]) if "function" in asked else Power(asked["p"])
-
-
-def stream(batches, **changes):
-    state = LpStream.empty(policy(**changes), batches[0].shape[1])
-    for batch in batches:
-        state = state.update(CPU, np.asarray(batch))
-    return state
-
-
-def split(K, places):
-    return [K[a:b] for a, b in itertools.pairwise([0, *places, len(K)])]
-
-
-def saved(state):
-    """Return the bytes of a state, by the estimator's own format."""
-    meta, arrays = to_arrays(state)
-    return repr(meta), [(k, a.dtype, a.shape, a.tobytes()) for k, a in sorted(arrays.items())]
 
 
 @pytest.fixture
 def small_blocks(monkeypatch):
     """Make blocks of 32 rows: a few hundred rows then see many settlings."""
     monkeypatch.setattr(lp_keys, "block_size", lambda d: 32)
-
-
-def attained(K, f, seed=0):
-    """Return shares (n,) that some query gives each row: lower bounds on sensitivities.
-
-    Less what rounding may hide of the products.
-    """
-    rng = np.random.default_rng(seed)
-    K = K[:, K.any(axis=0)].astype(np.float64)
-    n, d = K.shape
-    if not d:
-        return np.zeros(n)
-    K = np.ldexp(K, -np.frexp(np.abs(K).max(axis=0))[1])
-    alive = np.flatnonzero(K.any(axis=1))
-    pairs = itertools.islice(combinations(rng.permutation(alive), d - 1), 100)
-    vertices = [np.linalg.svd(K[list(rows)])[2][-1] for rows in pairs] if d > 1 else []
-    parts = [rng.standard_normal((30, d)), np.eye(d), K[alive], *([vertices] if vertices else [])]
-    lengths = np.maximum(np.linalg.norm(K, axis=1), 1e-100)
-    for power in (0.0, -0.5, -1.0):
-        scaled = K * (lengths**power)[:, None]
-        parts.append(K[alive] @ np.linalg.pinv(scaled.T @ scaled))
-    Q = np.concatenate(parts)
-    Q /= np.abs(Q).max(axis=1, keepdims=True)
-    products = np.abs(Q @ K.T)
-    hidden = 4 * (d + 1) * U * (np.abs(Q) @ np.abs(K.T))
-    top = np.maximum(products.max(axis=1, keepdims=True), 1e-300)
-    best = np.zeros(n)
-    for x in (1.0,) if f.homogeneous else (0.1, 1.0, 10.0, 1e4, 1e12):
-        ends = np.maximum(products - hidden, 0), products + hidden
-        with np.errstate(over="ignore", invalid="ignore"):  # of queries that meet next to nothing
-            least, most = (f(a / top * x) for a in ends)
-            total = most.sum(axis=1, keepdims=True) - most + least
-            share = np.nan_to_num(least / np.where(total > 0, total, 1))
-        best = np.maximum(best, share.max(axis=0))
-    return best
-
-
-def check(state, basis, f, allowed_to_doubt=False):
-    """Check all that a state says of the rows so far; ``basis`` has their products."""
-    found, eps = state.selection, state.policy.eps
-    true = attained(basis, f) * (1 - 1e4 * U)
-    assert found.certified or allowed_to_doubt
-    pool = found.pool
-    outside = np.setdiff1d(np.arange(len(basis)), pool.index)
-    # squares of rows below 1e-145 of the others underflow
-    assert (pool.bounds >= true[pool.index] - 1e-290).all()
-    if found.certified:
-        heavy = true >= eps
-        heavy[pool.index[found.universal]] = False
-        assert not heavy.any()
-        assert pool.dropped_bound >= true[outside].max(initial=0) - 1e-290
-        rest = np.setdiff1d(np.arange(len(basis)), pool.index[found.selected])
-        assert found.unselected_bound >= true[rest].max(initial=0) - 1e-290
-    assert (np.diff(pool.index) > 0).all()
-    return found
-
-
-# -- streams that are meant to hurt
-
-
-def rank_rises_late(rng, n, d):
-    K = rng.standard_normal((n, d))
-    for c in range(1, d):
-        K[: n * c // d, c] = 0
-    return K
-
-
-def zeros_first(rng, n, d):
-    K = rng.standard_normal((n, d))
-    K[: n // 2] = 0
-    return K
-
-
-def blocks_of_different_laws(rng, n, d):
-    parts = np.array_split(np.arange(n), 5)
-    K = rng.standard_normal((n, d))
-    K[parts[1]] = rng.integers(-2, 3, (len(parts[1]), d))
-    K[parts[2]] *= 1e3
-    K[parts[3]] = K[parts[0]][0]
-    K[parts[4]] *= np.exp(3 * rng.standard_normal((len(parts[4]), 1)))
-    return K
-
-
-def jumps(rng, n, d):
-    K = rng.standard_normal((n, d))
-    K[n // 3 :] *= 1e60
-    K[2 * n // 3 :] *= 1e-120
-    return K
-
-
-def all_zero(rng, n, d):
-    return np.zeros((n, d))
-
-
-CERTAIN = [
-    gaussian,
-    heavy_tails,
-    duplicates,
-    zero_rows,
-    zero_columns,
-    lone_axis,
-    low_rank,
-    wide,
-    scaled_columns,
-    rank_rises_late,
-    zeros_first,
-    blocks_of_different_laws,
-    jumps,
-    all_zero,
-]
-DOUBTFUL = [conditioned, growing, shrinking, smooth, graded_low_rank, lone_in_hyperplane]
 
 
 @pytest.mark.parametrize("asked", ASKED, ids=str)
@@ -320,98 +162,6 @@ def test_a_crowd_of_heavy_rows_is_pruned_at_the_same_row_in_any_batches(small_bl
     assert saved(stream(split(K, range(32, len(K), 32)), eps=0.01, **asked)) == whole
 
 
-# -- merging
-
-
-def shards_of(K, places, **changes):
-    return [stream([part], **changes) for part in split(K, places)]
-
-
-def left(states):
-    out = states[0]
-    for state in states[1:]:
-        out = out.merge(CPU, state)
-    return out
-
-
-def right(states):
-    out = states[-1]
-    for state in states[-2::-1]:
-        out = state.merge(CPU, out)
-    return out
-
-
-def tree(states):
-    while len(states) > 1:
-        states = [left(states[i : i + 2]) for i in range(0, len(states), 2)]
-    return states[0]
-
-
-@pytest.mark.parametrize("asked", ASKED, ids=str)
-@pytest.mark.parametrize("kind", [*CERTAIN, conditioned, growing, lone_in_hyperplane])
-def test_merging_in_any_association_misses_no_key(small_blocks, kind, asked):
-    f = function_of(asked)
-    made = make(kind, 7, 200, 2)
-    if not f.homogeneous and np.abs(made.K.astype(float)).max() > 1e150:
-        return
-    places = [p for p in (5, 70, 171) if p < len(made.K)]
-    for associate in (right, tree):
-        merged = associate(shards_of(made.K, places, eps=0.05, **asked))
-        assert merged.n_seen == len(made.K)
-        check(merged, made.basis, f, kind in DOUBTFUL)
-    # merged states go on
-    state = merged.update(CPU, made.K)
-    check(state, np.concatenate([made.basis, made.basis]), f, kind in DOUBTFUL)
-
-
-@pytest.mark.parametrize("asked", ASKED, ids=str)
-def test_merging_with_nothing_changes_nothing(asked):
-    K = np.random.default_rng(8).standard_normal((1500, 2))
-    state, empty = stream([K], **asked), LpStream.empty(policy(**asked), 2)
-    assert saved(state.merge(CPU, empty)) == saved(state)
-    assert saved(empty.merge(CPU, state)) == saved(state)
-
-
-@pytest.mark.parametrize("asked", [*ASKED, {"p": 2.05}, {"p": 20.0, "normaliser": None}], ids=str)
-@pytest.mark.parametrize("sizes", [(1e-100, 1e100), (1.0, 1e30), (1e-3, 1.0), (1e-150, 1e150)])
-def test_shards_of_wildly_different_scale_merge(small_blocks, asked, sizes):
-    rng = np.random.default_rng(9)
-    small, large = (s * rng.standard_normal((100, 2)) for s in sizes)
-    small[17] = [sizes[0], sizes[0] * 5]
-    f = function_of(asked)
-    large[:, 1] = large[:, 0]  # rank one: the small rows are all there is in one direction
-    for first, second in ((small, large), (large, small)):
-        merged = stream([first], **asked).merge(CPU, stream([second], **asked))
-        if f.homogeneous:
-            check(merged, np.concatenate([first, second]), f, allowed_to_doubt=True)
-
-
-@pytest.mark.parametrize("asked", ASKED, ids=str)
-@pytest.mark.parametrize("size", [1e-60, 1.0, 1e60])
-def test_shards_in_different_directions_merge_with_a_certificate(small_blocks, asked, size):
-    rng = np.random.default_rng(10)
-    first = rng.standard_normal((100, 4)) * [1, 1, 0, 0]
-    second = size * rng.standard_normal((70, 4)) * [0, 0, 1, 1]
-    for a, b in ((first, second), (second, first)):
-        merged = stream([a], **asked).merge(CPU, stream([b], **asked))
-        found = check(merged, np.concatenate([a, b]), function_of(asked))
-        assert found.whitening.rank == 4
-
-
-@pytest.mark.parametrize("asked", FEW, ids=str)
-def test_merged_bounds_are_not_far_from_those_of_one_stream(asked):
-    K = np.random.default_rng(11).standard_normal((8000, 3))
-    K[::1000] *= 10
-    whole = stream([K], **asked).selection
-    merged = tree(shards_of(K, [1000, 2500, 6000], **asked)).selection
-    for found in (whole, merged):
-        heavy = found.index[found.universal]
-        assert len(heavy) < 30
-    a, b = (dict(zip(s.index.tolist(), s.upper, strict=True)) for s in (whole, merged))
-    for j in range(0, 8000, 1000):
-        assert b[j] <= 1.5 * a[j] + 0.01
-
-
 # -- memory and use
 
 
@@ -473,14 +223,3 @@ def test_narrow_scores_of_new_rows_are_rounded_up(asked):
     assert narrow.dtype == np.float32
     assert (narrow >= exact).all()
     assert (wide >= 0).all()
-
-
-@pytest.mark.parametrize("asked", FEW, ids=str)
-def test_merged_states_with_a_budget_prove_no_more_than_they_know(small_blocks, asked):
-    K = np.random.default_rng(17).standard_normal((200, 2))
-    merged = tree(shards_of(K, [64, 130], n_keys=3, **asked)).selection
-    assert merged.selected.sum() == 3
-    true = attained(K, function_of(asked))
-    outside = np.setdiff1d(np.arange(200), merged.index[merged.selected])
-    assert merged.unselected_bound >= true[outside].max() * (1 - 1e4 * U)
-    assert not merged.certified
