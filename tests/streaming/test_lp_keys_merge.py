@@ -16,6 +16,7 @@ from lp_streams import (
     split,
     stream,
 )
+from oracles import U
 from strategies import (
     conditioned,
     growing,
