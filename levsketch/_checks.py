@@ -127,6 +127,12 @@ def not_reduced_text(d: int, eps: float, n: int, p: float = 2.0) -> str:
     )
 
 
+UNSOUND_TEXT = (
+    "the keys have condition numbers that were beyond certification earlier in the stream: the "
+    "set was enlarged, but is not proved, nor is the accuracy of estimated normalisers."
+)
+
+
 def uncertified_text(condition: float, limit: float) -> str:
     """Return the warning for keys whose condition number is beyond certification."""
     return (

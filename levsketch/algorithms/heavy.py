@@ -230,15 +230,22 @@ def direct_scores(
     so that no product over- or underflows. ``upper`` (k,) are bounds on sensitivities.
     """
     e = column_exponents(K)
-    e = np.where(e > NO_EXPONENT, e, 0) if f.homogeneous else np.zeros_like(e)
-    scaled = scaled_queries(Q, e) if f.homogeneous else Q
-    lengths = np.linalg.norm(scaled, axis=1)
+    seen = e > NO_EXPONENT  # a query's entry for a column of zeros must not scale the others
+    e = np.where(seen, e, 0) if f.homogeneous else np.zeros_like(e)
+    scaled = scaled_queries(np.where(seen, Q, 0.0), e) if f.homogeneous else Q
+    if not len(index):
+        return np.zeros((len(Q), 0)), np.zeros((len(Q), 0))
+    with np.errstate(over="ignore"):
+        lengths = np.linalg.norm(scaled, axis=1)
     step = max(1, _PAIRS // max(1, len(Q)))
 
     def products(rows: Rows) -> tuple[FloatArray, FloatArray]:
         unit = scale_columns(rows, -e)
-        hidden = lengths[:, None] * np.linalg.norm(unit, axis=1)
-        return np.abs(scaled @ unit.T), (len(e) + 2) * UNIT_ROUNDOFF * hidden
+        with np.errstate(over="ignore", invalid="ignore"):
+            hidden = lengths[:, None] * np.linalg.norm(unit, axis=1)
+            found = np.abs(scaled @ unit.T)
+        check_products(found, f)
+        return found, (len(e) + 2) * UNIT_ROUNDOFF * hidden
 
     blocks = [K[i : i + step] for i in range(0, len(K), step)]
     top = np.ones(len(Q))
@@ -258,6 +265,15 @@ def direct_scores(
     scores[total == 0] = 0.0
     bounds[lengths == 0] = 0.0
     return np.minimum(scores, upper), np.fmin(bounds, upper)
+
+
+def check_products(products: FloatArray, f: ScoreFunction) -> None:
+    """Refuse products (m, n) of queries and keys that overflowed: only powers can be rescaled."""
+    if not np.isfinite(products).all():
+        raise ValueError(
+            f"<q, k> overflows for query {int(np.argwhere(~np.isfinite(products))[0, 0])}: "
+            f"f={f.name!r} has a scale of its own, so queries cannot be scaled down for it."
+        )
 
 
 def scaled_queries(Q: FloatArray, exponents: IntArray) -> FloatArray:

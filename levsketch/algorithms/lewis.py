@@ -18,8 +18,8 @@ from levsketch.streaming.rank import RowSpace
 from .inputs import stacked, warn_uncertified
 from .leverage import score_rows, whitening_of
 
-# Logarithms of weights below this stand for rows of zeros, or as good as that.
-_NEVER = -700.0
+# Smaller weights count as this in bounds for p >= 2, so that w and w^(1-2/p) stay in range.
+LEAST_WEIGHT = 1e-200
 
 
 class LewisFit(NamedTuple):
@@ -113,34 +113,34 @@ def fit_lewis(backend: Backend, K: Rows, p: float, tol: float, max_iter: int) ->
     theta = 4.0 / (p + 2.0)
     c = np.empty(len(K))
     log_w, scale, space, step = np.zeros(len(K)), None, None, 0
-    factor: FloatArray | float = 0.0
+    factor = 0.0
     while True:
         with serial_blas():
             found = whitening_of(backend, K, scale=scale, space=space)
             score_rows(backend, found, K, False, c)
+        log_c = _logs(found, K, c)
+        present = ~np.isneginf(log_c)  # rows that are not zero
         if space is None:
             space = row_space(K, found)
-        if step == 0:
             # from weights that are all equal to the mean
             log_w[:] = np.log(max(found.rank, 1) / len(K))
-            factor = (2.0 / p - 1.0) * log_w
-        log_c = _logs(found, K, c) + factor
-        target = np.maximum(p / 2.0 * log_c, _NEVER)
-        log_w[target <= _NEVER] = _NEVER
-        residual = float(np.abs(target - log_w).max(initial=0.0))
+            factor = (2.0 / p - 1.0) * float(log_w[0])
+        change = np.where(present, p / 2.0 * (log_c + factor) - log_w, 0.0)
+        residual = float(np.abs(change).max(initial=0.0))
         step += 1
         if residual <= tol or step > max_iter or p == 2.0:
             break
-        log_w += theta * (target - log_w)
+        log_w += theta * change
         # a common factor keeps w^(1/2-1/p) in range for small p, and is taken out of c again
-        middle = float(np.median(log_w[log_w > _NEVER])) if p < 2.0 and space.rank else 0.0
-        scale = _row_factors(log_w, p, middle)
+        middle = float(np.median(log_w[present])) if p < 2.0 and present.any() else 0.0
+        scale = np.where(present, _row_factors(log_w - middle, p), 0.0)
         factor = (2.0 / p - 1.0) * middle
     if scale is None and p >= 2.0:
-        scale = _row_factors(log_w, p)
+        scale = np.where(present, _row_factors(log_w, p), 0.0)
         c = c * np.exp(factor)
     squares = np.ones(len(K)) if scale is None else np.square(scale)
-    weights = np.where(log_w <= _NEVER, 0.0, np.exp(log_w))
+    with np.errstate(under="ignore"):
+        weights = np.where(present, np.exp(log_w), 0.0)
     if p == 2.0:
         weights, residual = np.minimum(c, 1.0), 0.0
     return LewisFit(weights, squares, above_underflow(c, K), residual, found, step)
@@ -163,10 +163,14 @@ def _logs(found: Whitening, K: Rows, c: FloatArray) -> FloatArray:
     return logs
 
 
-def _row_factors(log_w: FloatArray, p: float, middle: float = 0.0) -> FloatArray:
-    """Return ``(w / e^middle)^(1/2-1/p)``, by which rows are multiplied; 0 for rows of zeros."""
-    powers = (0.5 - 1.0 / p) * (log_w - middle)
-    return np.where(log_w <= _NEVER, 0.0, np.exp(np.clip(powers, -288.0, 288.0)))
+def _row_factors(log_w: FloatArray, p: float) -> FloatArray:
+    """Return ``w^(1/2-1/p)``, by which rows are multiplied, for w of at least LEAST_WEIGHT.
+
+    For p < 2 cut to float64's range instead, which only makes some bounds larger.
+    """
+    if p >= 2.0:
+        log_w = np.maximum(log_w, np.log(LEAST_WEIGHT))
+    return np.exp(np.clip((0.5 - 1.0 / p) * log_w, -288.0, 288.0))
 
 
 def row_space(K: Rows, found: Whitening) -> RowSpace:

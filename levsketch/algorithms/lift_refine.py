@@ -13,7 +13,7 @@ import scipy.linalg
 
 from levsketch._typing import FloatArray, IntArray
 from levsketch.functions.certificates import HoelderCertificate
-from levsketch.linalg import UNIT_ROUNDOFF, Whitening
+from levsketch.linalg import MAX_ERROR, UNIT_ROUNDOFF, Whitening
 from levsketch.sketches.symmetric import SymmetricPower
 from levsketch.streaming.lp_selection import LpSelection
 
@@ -72,6 +72,11 @@ class LiftedForm(NamedTuple):
         ``<q', k> = 1`` has ``F(q') >= F(q) + r^T q'``, and ``|r^T q'| <= ||W^T r|| ||q'||_G``.
         """
         value, gradient, _, slack = self.derivatives(q)
+        # a factor that is off by a relative error in every norm moves the gradient, too
+        off = 2.0 * self.error + self.error**2
+        image = self.R @ self.lift.jacobian(q) @ self.W
+        slack += 2.0 * off * float(np.linalg.norm(image)) * np.sqrt(value)
+        slack += 2.0 * off * self.p * value * float(np.linalg.norm(self.W.T @ k))
         r = gradient - self.p * value * k
         r -= (r @ q) * k  # what rounding leaves of r^T q
         size = self.R.shape[0]
@@ -108,17 +113,18 @@ def lifted_form(found: LpSelection) -> LiftedForm | None:
         lifted.lift,
         whitening.factor.R * np.ldexp(1.0, e),
         weighted.matrix * np.ldexp(1.0, moved)[:, None],
-        (1.0 + weighted.error) * level ** (0.5 - 0.5 / lifted.lift.degree),
-        lifted.relative_error(whitening),
+        level ** (0.5 - 0.5 / lifted.lift.degree) / (1.0 - min(weighted.error, MAX_ERROR)),
+        whitening.error,
     )
 
 
 def refine_by_lift(
-    found: LpSelection, taken: IntArray, eps: float
+    found: LpSelection, taken: IntArray, eps: float | None
 ) -> tuple[FloatArray, FloatArray] | None:
     """Return intervals (m, 2) for rows ``taken`` of the pool, and queries (m, d); or None.
 
-    A row is done when its interval excludes eps or is narrower than 1e-6 of its upper end.
+    A row is done when its interval excludes eps (unless None) or is narrower than 1e-6 of
+    its upper end.
     None if the lifted factor is not certified. O(D^2 d) a step and row.
     """
     form, lifted = lifted_form(found), found.lifted
@@ -136,7 +142,7 @@ def refine_by_lift(
     return ends, queries
 
 
-def _minimised(form: LiftedForm, k: FloatArray, eps: float) -> tuple[FloatArray, FloatArray]:
+def _minimised(form: LiftedForm, k: FloatArray, eps: float | None) -> tuple[FloatArray, FloatArray]:
     """Return the interval (2,) and the query of one key, by damped Newton steps."""
     q = form.W @ (form.W.T @ k)
     q /= q @ k
@@ -146,7 +152,8 @@ def _minimised(form: LiftedForm, k: FloatArray, eps: float) -> tuple[FloatArray,
         if lower > low:
             low, best = lower, q
         high = min(high, upper)
-        if low >= eps or high < eps or high - low <= _TOLERANCE * high:
+        decided = eps is not None and (low >= eps or high < eps)
+        if decided or high - low <= _TOLERANCE * high:
             break
         step = _newton_step(form, q, k)
         if step is None:

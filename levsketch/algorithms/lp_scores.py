@@ -19,7 +19,7 @@ from levsketch.linalg import (
 from levsketch.streaming.lifted import LiftedFactor
 from levsketch.streaming.lp_selection import LpSelection
 
-from .heavy import scaled_queries
+from .heavy import check_products, scaled_queries
 
 # Products of this many (query, row) pairs are held at a time.
 _PAIRS = 1 << 21
@@ -53,9 +53,10 @@ def lp_scores(
     Returns
     -------
     scores, bounds : (m, k) arrays
-        Zeros for the zero query and for queries that are, exactly, orthogonal to all keys.
-        ``bounds`` lie above the true scores by what rounding can hide; for an importance
-        sample they bound the score with the estimated normaliser.
+        Zeros for the zero query, for queries that are, exactly, orthogonal to all keys, and
+        for those so short that every f(<q, k>) underflows. ``bounds`` lie
+        above the true scores by what rounding can hide; for an importance sample they bound
+        the score with the estimated normaliser.
 
     Raises
     ------
@@ -91,11 +92,7 @@ def _scores(
     rows = scale_columns(selection.rows, -scaled.exponents)
     with np.errstate(over="ignore", invalid="ignore"):
         products = np.abs(scaled.Q @ rows.T)
-    if not np.isfinite(products).all():
-        raise ValueError(
-            f"<q, k> overflows for query {int(np.argwhere(~np.isfinite(products))[0, 0])}: "
-            f"f={f.name!r} has a scale of its own, so queries cannot be scaled down for it."
-        )
+    check_products(products, f)
     rounding = (rows.shape[1] + 2) * UNIT_ROUNDOFF
     hidden = rounding * scaled.lengths[:, None] * np.linalg.norm(rows, axis=1)
     silent = _silent(selection, Q, products, hidden)

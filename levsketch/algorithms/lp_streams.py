@@ -48,7 +48,7 @@ def refined_stream(backend: Backend, stream: LpStream, X: Rows) -> LpStream:
                 policy.p,
                 tol=_TOLERANCE,
                 max_iter=_STEPS,
-                decide=policy.eps,
+                decide=policy.eps if policy.n_keys is None else None,
             )
             ends = np.stack([intervals.lower, intervals.upper], axis=1)
             queries = original_queries(whitening, intervals.queries)
@@ -60,8 +60,10 @@ def decided(stream: LpStream) -> LpStream:
     """Return the stream with its doubtful keys decided from its lifted factor, without rows.
 
     The same set as with all rows at hand, for even p with a certified lift; otherwise
-    the stream as it is. Worked out once for a stream.
+    the stream as it is, as it is without ``refine``. Worked out once for a stream.
     """
+    if not stream.policy.refine or stream.refined.n_seen == stream.n_seen:
+        return stream
     known: LpStream | None = stream.__dict__.get("_decided")
     if known is None:
         known = stream.__dict__["_decided"] = _decided(stream)
@@ -70,11 +72,12 @@ def decided(stream: LpStream) -> LpStream:
 
 def _decided(stream: LpStream) -> LpStream:
     found, policy = stream.selection, stream.policy
-    taken = np.flatnonzero(found.universal & (found.lower < policy.eps))
+    taken = np.flatnonzero(found.universal)
     if not len(taken):
         return stream
     with serial_blas():
-        refined = refine_by_lift(found, taken, policy.eps)
+        decide = policy.eps if policy.n_keys is None else None
+        refined = refine_by_lift(found, taken, decide)
     if refined is None:
         return stream
     known = Refined(found.index[taken], refined[0], refined[1], stream.n_seen)

@@ -15,15 +15,15 @@ from levsketch.backends import Backend, backend_for
 from levsketch.backends.cpu import serial_blas
 from levsketch.backends.interchange import like, result_dtype, rounded_up
 from levsketch.functions import Power, ScoreFunction, make_function
-from levsketch.functions.certificates import ROUNDING, CappedCertificate, among_all
+from levsketch.functions.certificates import ROUNDING, CappedCertificate, Certificate, among_all
 from levsketch.linalg import Whitening, above_underflow
 from levsketch.sketches.symmetric import SymmetricPower
 from levsketch.streaming.lifted import LiftedFactor
-from levsketch.streaming.lp_policy import LIFT_COLUMNS
+from levsketch.streaming.lp_policy import HIGHEST_DEGREE, LIFT_COLUMNS
 
 from .inputs import stacked, warn_uncertified
 from .leverage import score_rows, whitening_of
-from .lewis import LewisFit, fit_lewis, row_space
+from .lewis import LEAST_WEIGHT, LewisFit, fit_lewis, row_space
 
 # Bounds hold for any weights; closer than this to the fixed point they gain nothing.
 _TOLERANCE = 1e-2
@@ -105,7 +105,7 @@ def bounds_of_rows(backend: Backend, K: Rows, f: ScoreFunction) -> FloatArray:
     found = fit_lewis(backend, K, p, _TOLERANCE * min(1.0, p / 2.0), _STEPS)
     if found.whitening.certified:
         bounds = np.minimum(bounds, leave_one_out_bounds(found, p))
-    if p % 2.0 == 0.0:
+    if p % 2.0 == 0.0 and p <= 2 * HIGHEST_DEGREE:
         size = SymmetricPower(K.shape[1], int(p) // 2).size
         if size <= LIFT_COLUMNS and 4 * size <= len(K):
             bounds = np.minimum(bounds, lift_bounds(backend, K, p))
@@ -119,8 +119,7 @@ def lewis_bounds(fit: LewisFit, p: float) -> FloatArray:
     Hoelder's inequality, and ``c_j^(p/2) max_l (c_l / w_l^(2/p))^(1-p/2)`` for p < 2.
     """
     rule, c = Power(p).certificate, fit.values / fit.whitening.deflation
-    level = fit.weights.sum() if rule.additive else rule.parts(fit.squares, c).max(initial=0.0)
-    return rule.bounds(c, float(level) * _SUM_ROUNDING)
+    return rule.bounds(c, _level(fit, rule, c))
 
 
 def leave_one_out_bounds(fit: LewisFit, p: float) -> FloatArray:
@@ -131,8 +130,15 @@ def leave_one_out_bounds(fit: LewisFit, p: float) -> FloatArray:
     `HoelderCertificate` and `LewisCertificate`.
     """
     rule, c = Power(p).certificate, fit.values / fit.whitening.deflation
-    level = fit.weights.sum() if rule.additive else rule.parts(fit.squares, c).max(initial=0.0)
-    return rule.shares(c, fit.squares, float(level) * _SUM_ROUNDING)
+    return rule.shares(c, fit.squares, _level(fit, rule, c))
+
+
+def _level(fit: LewisFit, rule: Certificate, c: FloatArray) -> float:
+    if rule.additive:
+        level = np.maximum(fit.weights, LEAST_WEIGHT).sum()
+    else:
+        level = rule.parts(fit.squares, c).max(initial=0.0)
+    return float(level) * _SUM_ROUNDING
 
 
 def leverage_bounds(tau: FloatArray, p: float) -> FloatArray:
@@ -142,9 +148,9 @@ def leverage_bounds(tau: FloatArray, p: float) -> FloatArray:
     to at least ``(1 - tau_j) / tau_j`` times it, and a p-norm of at least their 2-norm for
     p <= 2, of ``(n-1)^(1/p-1/2)`` times it for p >= 2 (Hoelder).
     """
-    others = 1.0 if p <= 2.0 else max(len(tau) - 1.0, 1.0) ** (p / 2.0 - 1.0)
+    others = 1.0 if p <= 2.0 else max(len(tau) - 1.0, 1.0) ** (1.0 - 2.0 / p)
     with np.errstate(divide="ignore", over="ignore", under="ignore"):
-        u = (tau / np.maximum(1.0 - tau, 0.0)) ** (p / 2.0) * others
+        u = (tau / np.maximum(1.0 - tau, 0.0) * others) ** (p / 2.0)
     return among_all(u)
 
 

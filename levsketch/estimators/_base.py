@@ -142,8 +142,9 @@ class StreamEstimator(BaseEstimator):  # type: ignore[misc]
     def merge(self, other: Self) -> Self:
         """Return a new estimator that has seen the rows of this one, then those of ``other``.
 
-        The same as fitting all rows: exact, associative, in O(d^3 + d^2 |U|) time
-        whatever the number of rows. Row numbers of ``other`` are shifted by
+        As good as fitting all rows, in O(d^3 + d^2 |U|) time whatever their number: no key is
+        missing. Where sets are exact (LeverageKeySelector, or ``refine=True`` with a lift) they
+        do not depend on order and grouping. Row numbers of ``other`` are shifted by
         ``n_samples_seen_``; ``a | b`` is short for ``a.merge(b)``. Merging with an
         estimator that has seen nothing changes nothing.
 

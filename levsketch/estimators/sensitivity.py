@@ -10,6 +10,8 @@ import scipy.sparse
 from sklearn.utils._param_validation import Interval, StrOptions
 
 from levsketch._checks import (
+    UNSOUND_TEXT,
+    CertificationWarning,
     LevsketchStateError,
     check_finite,
     check_memory_size,
@@ -19,6 +21,7 @@ from levsketch._checks import (
 )
 from levsketch._typing import ArrayLike, Rows
 from levsketch.algorithms.heavy import sparse_entries
+from levsketch.algorithms.inputs import warn_uncertified
 from levsketch.algorithms.lp_scores import lp_scores
 from levsketch.algorithms.lp_streams import decided, refined_stream, witnesses
 from levsketch.backends import backend_for
@@ -58,10 +61,9 @@ class LpSensitivitySelector(KeySelector):
         factor, without the lift.
     refine : bool, default=False
         Decide the keys whose bounds do not, by convex optimisation: the set is then exactly
-        the universal one (p >= 1). For even p with a lift this works from the state alone,
-        after any ``partial_fit`` and ``merge``. For other p it needs all keys and happens in
-        ``fit``; after more rows the set is the certified one again, and upper bounds found
-        earlier still count.
+        the universal one (p >= 1). For even p with a lift from the state alone, at the first
+        look after any ``partial_fit`` or ``merge``. For other p from all keys, in ``fit``; after
+        more rows the set is the certified one again, and upper bounds found still count.
     delta : float in (0, 1], default=0.1
         Relative accuracy of normalisers that are estimated (``normaliser_ == "sample"``).
     failure_probability : float in (0, 1), default=0.01
@@ -89,18 +91,15 @@ class LpSensitivitySelector(KeySelector):
 
     Attributes
     ----------
-    indices_ : (m,) int64 array
-        Row numbers of the selected keys in the stream, ascending.
-    keys_ : (m, d) array
-        The selected keys, in the real dtype of the input (bfloat16: float32).
+    indices_, keys_ : (m,) int64 and (m, d) arrays
+        Row numbers of the selected keys in the stream, ascending, and the keys, in the real
+        dtype of the input (bfloat16: float32).
     sensitivity_bounds_ : (m,) float64 array
         Certified upper bounds on their sensitivities.
     sensitivity_intervals_ : (m, 2) float64 array
         Certified intervals; the lower end is 0 where nothing was refined.
-    scores_ : (m,) float64 array
-        What is known best: attained values where refined, else the upper bounds.
-    guard_ : (m,) float64 array
-        ``sensitivity_bounds_ - scores_``.
+    scores_, guard_ : (m,) float64 arrays
+        What is known best (attained values, else upper bounds), and the bounds above it.
     certified_ : bool
         Whether no key is missing, provably.
     exact_ : bool
@@ -119,8 +118,7 @@ class LpSensitivitySelector(KeySelector):
     See Also
     --------
     LeverageKeySelector : p = 2, exact throughout, with an intercept and a ridge.
-    sensitivity_bounds : Bounds for all rows, in a few passes.
-    sensitivities : Exact sensitivities of chosen rows.
+    sensitivity_bounds, sensitivities : Bounds, and exact values, of chosen rows.
 
     Notes
     -----
@@ -131,7 +129,8 @@ class LpSensitivitySelector(KeySelector):
     2 n d^2 flops, and n D^2 more with a lift. Memory O(d^2 + D^2 + d (m + s)) for m keys
     that may reach eps and a sample of s = O(d^max(1, p/2) / delta^2) rows, whatever n. Any
     batching gives the same bytes; merging in another order may give another superset of
-    the same universal set.
+    the same universal set. The promise ``1 +- delta`` is for independent random numbers:
+    equal rows at equal places of two merged streams share theirs, and err together.
 
     References
     ----------
@@ -240,7 +239,7 @@ class LpSensitivitySelector(KeySelector):
             interval up to rounding; else the best for the weighted squares.
         """
         found = self._selected()
-        return self._out(witnesses(self._deciding(self._fitted_stream()), found))
+        return self._out(witnesses(decided(self._stream), found))
 
     # -- queries
 
@@ -340,14 +339,20 @@ class LpSensitivitySelector(KeySelector):
         return self._selected()
 
     @staticmethod
-    def _deciding(stream: LpStream) -> LpStream:
-        known = stream.refined.n_seen == stream.n_seen
-        return decided(stream) if stream.policy.refine and not known else stream
+    def _checked_selection(stream: LpStream) -> Any:
+        """Return the selection of a stream; on the first look, warn if it is not proved."""
+        known = "selection" in stream.__dict__
+        found = stream.selection
+        if not known and not found.whitening.certified:
+            warn_uncertified(found.whitening)
+        elif not known and not (found.weighted.certified and found.pool.sound):
+            warn_caller(UNSOUND_TEXT, CertificationWarning)
+        return found
 
     def _selected(self) -> Any:
         stream = self._fitted_stream()
         self._checked_selection(stream)
-        return self._deciding(stream).selection
+        return decided(stream).selection
 
     def _announce(self, stream: LpStream, *, fresh: bool) -> None:
         d, p = stream.d, self.p if self.function is None else 2.0

@@ -22,8 +22,8 @@ REGISTRY: dict[str, type[ScoreFunction]] = {}
 class ScoreFunction:
     """An even function f >= 0, non-decreasing in |x|, with ``f(y)/f(x) <= growth (y/x)^2``.
 
-    For y >= x > 0. A subclass gives a ``name``, ``values``, and its parameters as fields
-    of plain numbers; ``growth`` is 1 whenever f is a concave function of x^2.
+    For y >= x > 0, and f(0) = 0. A subclass gives a ``name``, ``values``, and its parameters
+    as fields of plain numbers; ``growth`` is 1 whenever f is a concave function of x^2.
 
     Under these conditions the sensitivity of key j,
     ``sup_q f(<q, k_j>) / sum_l f(<q, k_l>)``, is at most ``growth`` times its capped
@@ -37,7 +37,7 @@ class ScoreFunction:
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        if cls.name:
+        if cls.__dict__.get("name"):  # its own: a subclass must not replace what it derives from
             REGISTRY[cls.name] = cls
 
     def __post_init__(self) -> None:
@@ -75,6 +75,8 @@ def make_function(spec: Any) -> ScoreFunction:
         For anything that is not a function, a name or a pair.
     """
     if isinstance(spec, ScoreFunction):
+        if spec(0.0) != 0.0:
+            raise ValueError(f"function must have f(0) = 0, got {spec!r} with {spec(0.0)}.")
         return spec
     name: Any = spec if isinstance(spec, str) else None
     params: Any = {}
@@ -88,6 +90,6 @@ def make_function(spec: Any) -> ScoreFunction:
     if found is None:
         raise ValueError(f"function must be one of {sorted(REGISTRY)}, got {name!r}.")
     try:
-        return found(**params)
+        return make_function(found(**params))
     except (TypeError, ValueError) as error:
         raise ValueError(f"function={spec!r} is not possible: {error}") from error

@@ -25,7 +25,8 @@ from levsketch._typing import FloatArray
 _LARGEST, _SMALLEST = 1e250, 1e-250
 # Between p = 2 and this, weights w^(1 - 2/p) say nothing that 1 does not.
 NEARLY_TWO = 2.01
-# Sums behind a level round by a few units a block; this covers 2^40 rows.
+# Sums behind a level round by at most a unit a block: this covers 2^33 rows in the worst case,
+# and far more where roundings do not all go one way.
 ROUNDING = 1e-9
 
 

@@ -174,8 +174,12 @@ class LpStream(BlockStream):
 
     @property
     def _crowd(self) -> int:
-        """How many rows that may reach eps can pile up before bounds are taken afresh."""
-        return max(_CAPACITY_BLOCKS * self.block_rows, 2 * self.pool.kept)
+        """How many rows that may reach eps can pile up before bounds are taken afresh.
+
+        Without certified bounds all rows may, so their number says nothing.
+        """
+        least = _CAPACITY_BLOCKS * self.block_rows
+        return max(least, 2 * self.pool.kept) if self.weighted.certified else least
 
     def _consume(self, backend: Backend, rows: Rows, offset: int) -> LpStream:
         """Return the state after one or more whole blocks; there must be no pending rows."""

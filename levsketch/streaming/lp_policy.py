@@ -17,7 +17,7 @@ LIFT_COLUMNS = 1000
 # Matrices of a lifted factor: binary counters of up to 24 levels, and room to add them up.
 _LIFT_COPIES = 28
 # Monomials of a higher degree have no digits left, and their number of terms no end.
-_HIGHEST_DEGREE = 20
+HIGHEST_DEGREE = 20
 # A sampling rate at which every row is in.
 _ALL = 1e200
 
@@ -69,9 +69,9 @@ class LpPolicy(NamedTuple):
 
     def check(self) -> None:
         """Refuse a combination that asks for what does not exist."""
-        if self.lift_degree > _HIGHEST_DEGREE and self.normaliser in ("lift", "tensorsketch"):
+        if self.lift_degree > HIGHEST_DEGREE and self.normaliser in ("lift", "tensorsketch"):
             raise ValueError(
-                f"p must be at most {2 * _HIGHEST_DEGREE} for normaliser={self.normaliser!r}, got "
+                f"p must be at most {2 * HIGHEST_DEGREE} for normaliser={self.normaliser!r}, got "
                 f"{self.p:g}; use 'sample'."
             )
         if self.normaliser in ("lift", "tensorsketch") and not self.lift_degree:
@@ -104,7 +104,7 @@ class LpPolicy(NamedTuple):
             return TensorSketch.make(d, self.lift_degree, self.sketch_size, self.random_state)
         lift = SymmetricPower(d, self.lift_degree)
         if self.normaliser == "auto" and (
-            self.lift_degree > _HIGHEST_DEGREE or lift.size > LIFT_COLUMNS
+            self.lift_degree > HIGHEST_DEGREE or lift.size > LIFT_COLUMNS
         ):
             return None
         check_lift_memory(lift.size, self.max_memory, f"d = {d} and p = {self.p:g}")

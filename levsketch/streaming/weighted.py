@@ -164,7 +164,8 @@ class WeightedFactor:
         if 0 < level < np.inf and not 1 / _RANGE <= level <= _RANGE:
             power = after._power_to(1.0)
             if power:
-                return after.times(power).settled(backend)[0], power
+                again, more = after.times(power).settled(backend)
+                return again, power + more
         return after, 0
 
     def bounds_of(self, backend: Backend, rows: Rows, v: FloatArray) -> FloatArray:

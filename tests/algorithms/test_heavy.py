@@ -181,3 +181,28 @@ def test_each_key_meets_its_witness(made, eps):
     error = 4 * selector._selected().whitening.error + WIDE
     assert stored[rows, selector.indices_].all()
     np.testing.assert_allclose(values[rows, selector.indices_], selector.scores_, rtol=error + 1e-9)
+
+
+def test_entries_for_columns_of_zeros_do_not_scale_the_others_away():
+    found = heavy_attention([[1e-200, 1e200]], [[1.0, 0.0], [2.0, 0.0]], 0.05, p=3).toarray()
+    np.testing.assert_allclose(found, [[1 / 9, 8 / 9]], rtol=1e-12)
+
+
+def test_products_that_overflow_are_refused_where_f_has_a_scale():
+    with pytest.raises(ValueError, match="overflows for query 1"):
+        heavy_attention([[1.0], [1e200]], [[1e200], [1.0]], 0.1, function="huber")
+
+
+@pytest.mark.parametrize("asked", [{"p": 0.5}, {"p": 1}, {"p": 3}, {"p": 4}, {"p": 7}, {"p": 200}])
+def test_scores_for_other_p_are_those_of_long_double_arithmetic(asked):
+    rng = np.random.default_rng(5)
+    K, Q = rng.standard_normal((700, 3)), rng.standard_normal((40, 3))
+    K[::50] *= 3
+    products = np.abs(Q.astype(np.longdouble) @ K.T.astype(np.longdouble))
+    powers = (products / products.max(axis=1, keepdims=True)) ** asked["p"]
+    true = powers / powers.sum(axis=1, keepdims=True)
+    with quiet():
+        found = heavy_attention(Q, K, 0.03, **asked).toarray()
+    np.testing.assert_array_equal(found > 0, true >= 0.03)
+    mask = found > 0
+    np.testing.assert_allclose(found[mask], true[mask].astype(float), rtol=1e-10)

@@ -365,3 +365,20 @@ def test_the_search_comes_close_to_the_truth():
         assert (best >= 0.98 * exact).all()
         assert (best <= exact * (1 + 1e-5)).all()
     np.testing.assert_allclose(oracles.leverage(K), sensitivities(K, 2.0)[:, 1], rtol=1e-9)
+
+
+def test_functions_that_are_not_zero_at_zero_are_refused():
+    class Lifted(Huber):
+        def values(self, x):
+            return 1.0 + x**2
+
+    with pytest.raises(ValueError, match=r"f\(0\) = 0"):
+        sensitivity_bounds([[0.0], [1.0]], function=Lifted())
+
+
+@pytest.mark.parametrize("p", [200, 1e4])
+def test_large_exponents_bound_what_is_there(p):
+    K = np.concatenate([np.random.default_rng(0).standard_normal((2000, 2)), [[0.0, 9.0]]])
+    bounds = quiet_bounds(K, p=p)
+    assert bounds[-1] > 0.99
+    assert np.isfinite(bounds).all()

@@ -318,3 +318,34 @@ def test_every_library_gets_its_own_arrays_with_the_numbers_of_numpy(new, name, 
         assert type(found) is type(X)
         assert host(found).dtype == reference.dtype
         np.testing.assert_array_equal(host(found), reference)
+
+
+@pytest.mark.parametrize("asked", [{"p": 1}, {"function": "huber"}])
+def test_what_could_not_be_certified_earlier_in_the_stream_is_warned_of(asked):
+    rng = np.random.default_rng(0)
+    bad = rng.standard_normal((1024, 3))
+    bad[:, 2] = bad[:, 0] * (1 + 1e-15 * rng.standard_normal(1024))
+    selector = LpSensitivitySelector(eps=0.05, normaliser=None, **asked)
+    selector.partial_fit(bad).partial_fit(rng.standard_normal((5000, 3)))
+    with pytest.warns(CertificationWarning, match="earlier in the stream"):
+        assert not selector.certified_
+
+
+def test_keys_that_cannot_be_certified_do_not_pile_up():
+    rng = np.random.default_rng(1)
+    K = rng.standard_normal((60_000, 3))
+    K[:, 2] = K[:, 0] * (1 + 1e-15 * rng.standard_normal(len(K)))
+    selector = LpSensitivitySelector(p=3, normaliser=None)
+    for block in np.array_split(K, 6):
+        selector.partial_fit(block)
+    assert len(selector._stream.pool) < 12_000
+    with quiet():
+        assert not selector.certified_
+
+
+def test_refined_budgets_are_proved_to_be_the_top():
+    K = np.random.default_rng(2).standard_normal((300, 3))
+    selector = fit(K, LpSensitivitySelector, p=3, n_keys=5, eps=0.01, refine=True)
+    exact = sensitivities(K, 3).mean(axis=1)
+    assert sorted(np.argsort(-exact)[:5]) == selector.indices_.tolist()
+    assert selector.certified_
