@@ -119,6 +119,17 @@ def gram_factor(G: FloatArray) -> Factor | None:
     return Factor(R, exponents)
 
 
+def unscaled_queries(queries: FloatArray, exponents: IntArray) -> FloatArray:
+    """Return ``queries * 2**-exponents`` (m, d), each halved as often as needed not to overflow.
+
+    The queries to keys that are those to keys whose columns were scaled by ``2**-exponents``;
+    scores do not depend on their length.
+    """
+    mantissa, own = np.frexp(queries)
+    top = np.max(np.where(mantissa != 0, own - exponents, 0), axis=1, keepdims=True, initial=0)
+    return scale_columns(mantissa, own - exponents - np.maximum(top - 1000, 0))
+
+
 def query_norms(factor: Factor, scaled_queries: FloatArray) -> FloatArray:
     """Return ``||R q||`` for queries (m, d) already multiplied by ``2**exponents``."""
     return np.asarray(np.linalg.norm(scaled_queries @ factor.R.T, axis=1))

@@ -23,6 +23,7 @@ from levsketch.linalg import (
     column_exponents,
     query_norms,
     scale_columns,
+    unscaled_queries,
 )
 from levsketch.streaming.keys import Selection
 from levsketch.streaming.rank import RowSpace
@@ -295,6 +296,4 @@ def witnesses(whitening: Whitening, keys: FloatArray) -> FloatArray:
     e = np.where(whitening.active, whitening.factor.exponents, 0)
     with serial_blas():
         y = scale_columns(keys, -e) @ whitening.matrix @ whitening.matrix.T
-    mantissa, own = np.frexp(y)
-    top = np.max(np.where(mantissa != 0, own - e, 0), axis=1, keepdims=True, initial=0)
-    return np.asarray(scale_columns(y, -e - np.maximum(top - 1000, 0)))
+    return unscaled_queries(y, e)

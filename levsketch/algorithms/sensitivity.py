@@ -13,7 +13,7 @@ from levsketch._typing import ArrayLike, FloatArray, IntArray, Rows
 from levsketch.backends import Backend, backend_for
 from levsketch.backends.cpu import serial_blas
 from levsketch.backends.interchange import like
-from levsketch.linalg import UNIT_ROUNDOFF, Whitening, scale_columns
+from levsketch.linalg import UNIT_ROUNDOFF, Whitening, scale_columns, unscaled_queries
 
 from .inputs import stacked, warn_uncertified
 from .leverage import whitening_of
@@ -232,9 +232,7 @@ def original_queries(whitening: Whitening, queries: FloatArray) -> FloatArray:
     W = whitening.matrix
     W = W[:, whitening.active] if whitening.triangular else W
     e = np.where(whitening.active, whitening.factor.exponents, 0)
-    mantissa, own = np.frexp(queries @ W.T)
-    top = np.max(np.where(mantissa != 0, own - e, 0), axis=1, keepdims=True, initial=0)
-    return scale_columns(mantissa, own - e - np.maximum(top - 1000, 0))
+    return unscaled_queries(queries @ W.T, e)
 
 
 def refined_intervals(

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -190,6 +191,17 @@ def check_arrays(arrays: Arrays, kinds: Kinds) -> None:
             )
         if array.dtype.kind == "f" and not np.isfinite(array).all():
             raise LevsketchFormatError(f"the state is absurd: {name} is not finite.")
+
+
+@contextlib.contextmanager
+def refusing() -> Iterator[None]:
+    """Return a context in which what a garbled field can raise is a LevsketchFormatError."""
+    try:
+        yield
+    except LevsketchFormatError:
+        raise
+    except (KeyError, TypeError, ValueError, IndexError, OverflowError, AttributeError) as error:
+        raise LevsketchFormatError(f"the state lacks or garbles a field: {error!r}.") from error
 
 
 def require(good: Any, what: str) -> None:

@@ -22,6 +22,7 @@ from .factor_io import (
     factor_from_arrays,
     factor_kinds,
     factor_to_arrays,
+    refusing,
     require,
 )
 from .keys import KeyStream, Policy
@@ -73,16 +74,12 @@ def from_arrays(meta: Mapping[str, Any], arrays: Arrays) -> KeyStream:
     LevsketchFormatError
         If a field is missing, or no stream could have left these values.
     """
-    try:
+    with refusing():
         check_fields(meta, _META)
         check_dtype(meta["dtype"])
         check_arrays(arrays, _ARRAYS | factor_kinds(meta))
         stream = _build(meta, arrays)
         _check_values(stream)
-    except LevsketchFormatError:
-        raise
-    except (KeyError, TypeError, ValueError, IndexError, OverflowError) as error:
-        raise LevsketchFormatError(f"the state lacks or garbles a field: {error!r}.") from error
     return stream
 
 

@@ -22,7 +22,7 @@ from levsketch.linalg import (
 )
 from levsketch.sketches.symmetric import SymmetricPower
 
-from .factor import StreamFactor, block_size
+from .factor import StreamFactor
 from .rank import RowSpace
 
 # Monomials of columns that outgrew the scale of the first block stay below this power of two;
@@ -49,11 +49,6 @@ class Lift(Protocol):
 
     def apply(self, rows: Rows) -> FloatArray:
         """Return the lifted rows (n, size)."""
-
-
-def lifted_block(size: int) -> int:
-    """Return the rows of a block whose lifted rows have ``size`` columns."""
-    return block_size(size)
 
 
 @dataclass(frozen=True, eq=False)

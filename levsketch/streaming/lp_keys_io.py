@@ -22,6 +22,7 @@ from .factor_io import (
     factor_from_arrays,
     factor_kinds,
     factor_to_arrays,
+    refusing,
     require,
 )
 from .lp_keys import LpStream
@@ -101,7 +102,7 @@ def from_arrays(meta: Mapping[str, Any], arrays: Arrays) -> LpStream:
     LevsketchFormatError
         If a field is missing, or no stream could have left these values.
     """
-    try:
+    with refusing():
         check_fields(meta, _META)
         check_dtype(meta["dtype"])
         kinds = _ARRAYS | factor_kinds(meta)
@@ -111,10 +112,6 @@ def from_arrays(meta: Mapping[str, Any], arrays: Arrays) -> LpStream:
         check_arrays(arrays, kinds)
         stream = _build(meta, arrays)
         _check_values(stream)
-    except LevsketchFormatError:
-        raise
-    except (KeyError, TypeError, ValueError, IndexError, OverflowError, AttributeError) as error:
-        raise LevsketchFormatError(f"the state lacks or garbles a field: {error!r}.") from error
     return stream
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -63,9 +64,9 @@ class Pool:
         """Return the number of rows held."""
         return len(self.index)
 
-    def arrays(self) -> tuple[FloatArray, IntArray, FloatArray, BoolArray]:
+    def arrays(self) -> tuple[np.ndarray[Any, Any], ...]:
         """Return the arrays held."""
-        return (  # type: ignore[return-value]
+        return (
             self.rows,
             self.index,
             self.weights,
