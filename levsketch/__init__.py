@@ -19,14 +19,22 @@ from importlib.metadata import version as _version
 from levsketch import datasets, functions
 from levsketch._checks import CertificationWarning, LevsketchFormatError, LevsketchStateError
 from levsketch._show_versions import show_versions
+from levsketch.algorithms.attention import attention
+from levsketch.algorithms.attention_plan import plan_attention
 from levsketch.algorithms.coreset import sample_rows
 from levsketch.algorithms.heavy import heavy_attention
 from levsketch.algorithms.leverage import leverage_scores
 from levsketch.algorithms.lewis import lewis_weights
 from levsketch.algorithms.sensitivity import sensitivities
 from levsketch.algorithms.sensitivity_bounds import sensitivity_bounds
+from levsketch.algorithms.sketched_attention import sketched_attention
 from levsketch.algorithms.universal_set import universal_set
-from levsketch.estimators import LeverageKeySelector, LpSensitivitySelector, load
+from levsketch.estimators import (
+    LeverageKeySelector,
+    LpSensitivitySelector,
+    StreamingAttentionSketch,
+    load,
+)
 
 __version__ = _version("levsketch")
 
@@ -36,15 +44,19 @@ __all__ = [
     "LevsketchFormatError",
     "LevsketchStateError",
     "LpSensitivitySelector",
+    "StreamingAttentionSketch",
+    "attention",
     "datasets",
     "functions",
     "heavy_attention",
     "leverage_scores",
     "lewis_weights",
     "load",
+    "plan_attention",
     "sample_rows",
     "sensitivities",
     "sensitivity_bounds",
     "show_versions",
+    "sketched_attention",
     "universal_set",
 ]

@@ -22,7 +22,15 @@ def test_docstring_examples(name):
 
 
 @pytest.mark.parametrize(
-    "name", ["LeverageKeySelector", "heavy_attention", "leverage_scores", "load", "universal_set"]
+    "name",
+    [
+        "LeverageKeySelector",
+        "attention",
+        "heavy_attention",
+        "leverage_scores",
+        "load",
+        "universal_set",
+    ],
 )
 def test_public_names_have_examples(name):
     found = doctest.DocTestFinder().find(getattr(levsketch, name), name, globs={})

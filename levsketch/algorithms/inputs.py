@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
 import scipy.sparse
 
-from levsketch._checks import CertificationWarning, uncertified_text, warn_caller
+from levsketch._checks import CertificationWarning, check_real, uncertified_text, warn_caller
 from levsketch._typing import ArrayLike
 from levsketch.backends.interchange import to_numpy
 from levsketch.linalg import Whitening, certified_condition
@@ -30,6 +31,32 @@ def stacked(name: str, X: ArrayLike) -> Any:
     if 0 in host.shape[-2:]:
         raise ValueError(f"{name} must have at least one row and column, got shape {host.shape}.")
     return host
+
+
+# Logits times more than this may lose what they need.
+_MAX_SCALE = 1e100
+
+
+def checked_scale(scale: Any, d: int) -> float:
+    """Return the factor of the products <q, k>: a number, or 1 / sqrt(d) for "sqrt_d"."""
+    if isinstance(scale, str):
+        if scale != "sqrt_d":
+            raise ValueError(f'scale must be "sqrt_d" or a number > 0, got {scale!r}.')
+        return 1.0 / math.sqrt(d)
+    return check_real("scale", scale, low=0.0, high=_MAX_SCALE, open_low=True)
+
+
+def check_problems(Q: Any, K: Any, V: Any) -> None:
+    """Raise unless queries, keys and values belong to the same problems."""
+    if Q.shape[:-2] != K.shape[:-2] or Q.shape[-1] != K.shape[-1]:
+        raise ValueError(
+            f"Q of shape {Q.shape} and K of shape {K.shape} must agree in their leading axes and "
+            "in their last one."
+        )
+    if V.shape[:-1] != K.shape[:-1]:
+        raise ValueError(
+            f"V of shape {V.shape} and K of shape {K.shape} must agree in all axes but the last."
+        )
 
 
 def warn_uncertified(whitening: Whitening) -> None:

@@ -22,7 +22,7 @@ from levsketch.streaming import serialize
 _COMMIT = threading.Lock()
 _KINDS: dict[str, type[StreamEstimator]] = {}
 # What a fit leaves on the estimator; all of it is replaced in one step.
-_FITTED = ("_stream", "_template", "n_features_in_", "feature_names_in_")
+_FITTED = ("_stream", "_template", "_flat", "n_features_in_", "feature_names_in_")
 
 
 class StreamEstimator(BaseEstimator):  # type: ignore[misc]
@@ -41,7 +41,8 @@ class StreamEstimator(BaseEstimator):  # type: ignore[misc]
     def _policy(self) -> Any:
         raise AssertionError("a subclass defines _policy")
 
-    def _empty_stream(self, policy: Any, n_features: int) -> Any:
+    def _empty_stream(self, policy: Any, X: Rows) -> Any:
+        """Return the stream of no rows, for rows like those of ``X``."""
         raise AssertionError("a subclass defines _empty_stream")
 
     def _updated(self, stream: Any, X: Rows) -> Any:
@@ -56,6 +57,14 @@ class StreamEstimator(BaseEstimator):  # type: ignore[misc]
 
     def _announce(self, stream: Any, *, fresh: bool) -> None:
         """Warn of what users should know of ``stream``, before it is committed."""
+
+    def _params_of(self, policy: Any) -> dict[str, Any]:
+        """Return the constructor parameters that a policy holds."""
+        held: dict[str, Any] = policy._asdict()
+        return held
+
+    def _restore(self, meta: Any) -> None:
+        """Take over what saved metadata say of the estimator, not of its stream."""
 
     # -- fitting
 
@@ -75,12 +84,12 @@ class StreamEstimator(BaseEstimator):  # type: ignore[misc]
             for name in _FITTED:
                 probe.__dict__.pop(name, None)
         rows = self._validated(probe, X, reset=before is None, min_rows=int(fresh))
-        stream = self._empty_stream(policy, rows.shape[1]) if before is None else before
+        stream = self._empty_stream(policy, rows) if before is None else before
         after = self._updated(stream, rows)
         if fresh:
             after = self._finished(after, rows)
         if before is None:
-            probe._template = template_of(X)
+            self._remember(probe, X)
         if after is stream and not fresh:
             return self  # no rows: nothing happened
         probe._stream = after
@@ -96,6 +105,11 @@ class StreamEstimator(BaseEstimator):  # type: ignore[misc]
                 if name in probe.__dict__:
                     self.__dict__[name] = probe.__dict__[name]
         return self
+
+    @staticmethod
+    def _remember(target: Any, X: Any) -> None:
+        """Set on ``target`` what the form of the first rows says of results."""
+        target._template = template_of(X)
 
     @staticmethod
     def _validated(target: Any, X: ArrayLike, *, reset: bool, min_rows: int = 0) -> Rows:
@@ -222,7 +236,7 @@ class StreamEstimator(BaseEstimator):  # type: ignore[misc]
             "feature_names": None if names is None else [str(name) for name in names],
             # what these rows were seen with, whatever set_params has changed since; what
             # the policy does not hold has only its default
-            "params": type(self)().get_params() | stream.policy._asdict(),
+            "params": type(self)().get_params() | self._params_of(stream.policy),
             "stream": meta,
         }
         return serialize.pack(type(self).__name__, whole, arrays)
@@ -260,6 +274,7 @@ class StreamEstimator(BaseEstimator):  # type: ignore[misc]
         if not agree or not named:
             raise LevsketchFormatError("the state is absurd: its fields contradict each other.")
         result._stream, result._template = stream, None
+        result._restore(meta)
         result.n_features_in_ = stream.n_features
         if names is not None:
             result.feature_names_in_ = np.asarray(names, dtype=object)

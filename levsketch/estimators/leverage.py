@@ -267,8 +267,8 @@ class LeverageKeySelector(KeySelector):
             ridge=float(self.ridge),
         )
 
-    def _empty_stream(self, policy: Policy, n_features: int) -> KeyStream:
-        return KeyStream.empty(policy, n_features)
+    def _empty_stream(self, policy: Policy, X: Rows) -> KeyStream:
+        return KeyStream.empty(policy, X.shape[1])
 
     def _updated(self, stream: KeyStream, X: Rows) -> KeyStream:
         return stream.update(backend_for(X), X)

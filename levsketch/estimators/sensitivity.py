@@ -380,8 +380,8 @@ class LpSensitivitySelector(KeySelector):
         policy.check()
         return policy
 
-    def _empty_stream(self, policy: LpPolicy, n_features: int) -> LpStream:
-        return LpStream.empty(policy, n_features)
+    def _empty_stream(self, policy: LpPolicy, X: Rows) -> LpStream:
+        return LpStream.empty(policy, X.shape[1])
 
     def _updated(self, stream: LpStream, X: Rows) -> LpStream:
         return stream.update(backend_for(X), X)

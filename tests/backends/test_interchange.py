@@ -10,7 +10,13 @@ from fitting import fit, quiet
 from foreign import LIBRARIES, OTHERS, host
 from strategies import gaussian, make
 
-from levsketch import LeverageKeySelector, heavy_attention, leverage_scores, universal_set
+from levsketch import (
+    LeverageKeySelector,
+    attention,
+    heavy_attention,
+    leverage_scores,
+    universal_set,
+)
 from levsketch.backends.interchange import is_foreign, like, result_dtype, to_numpy
 
 K = make(gaussian, 0, 400, 3).K
@@ -34,6 +40,7 @@ def test_every_library_gets_its_own_arrays_with_the_numbers_of_numpy(name, dtype
         (selector.witness_queries(), expected.witness_queries()),
         (selector.select(X), expected.select(rows)),
         (leverage_scores(X), leverage_scores(rows)),
+        (attention(X, X, X), attention(rows, rows, rows)),
     ]
     with quiet():
         pairs.append((universal_set(X, 0.02), universal_set(rows, 0.02)))

@@ -23,6 +23,7 @@ from sklearn.exceptions import NotFittedError
 from levsketch import (
     CertificationWarning,
     LevsketchStateError,
+    attention,
     heavy_attention,
     leverage_scores,
     universal_set,
@@ -180,6 +181,8 @@ def test_functions_refuse_the_same_arrays(case):
         lambda X: universal_set(X, 0.05),
         lambda X: heavy_attention(X, K, 0.05),
         lambda X: heavy_attention(K, X, 0.05),
+        lambda X: attention(X, K, K),
+        lambda X: attention(K, X, K),
     ):
         with pytest.raises((ValueError, TypeError)):
             function(X)

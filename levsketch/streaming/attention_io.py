@@ -1,0 +1,283 @@
+"""An attention stream as metadata and arrays, and back, refusing absurd ones."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from levsketch._checks import MAX_ROWS
+from levsketch._typing import FloatArray
+
+from . import key_value_moments_io
+from .attention import AttentionPolicy, AttentionStream, QuerySample
+from .attention_frame import Frame
+from .attention_model import Exact, Model
+from .factor_io import (
+    Arrays,
+    Fields,
+    Kinds,
+    check_arrays,
+    check_dtype,
+    check_fields,
+    refusing,
+    require,
+)
+from .landmarks import Landmarks
+from .probes import Probes
+
+_META: Fields = {
+    "n_features": (int, 1, 2**31),
+    "n_outputs": (int, 1, 2**31),
+    "n_seen": (int, 1, MAX_ROWS),
+}
+_FRAME: Fields = {
+    "key_power": (int, -2000, 2000),
+    "value_power": (int, -2000, 2000),
+    "weight_power": (int, -2000, 2000),
+    "spread_power": (int, -2000, 2000),
+}
+_MODEL: Fields = {
+    "capacity": (int, 0, MAX_ROWS),
+    "threshold": (float, 0.0, 1e300),
+    "rows": (int, 0, MAX_ROWS),
+    "mass": (float, 0.0, 1e300),
+}
+_LANDMARKS: Fields = {"size": (int, 1, MAX_ROWS), "order": (int, 0, 1)}
+_MODEL_ARRAYS: Kinds = {
+    "exact_keys": ("f8", 2),
+    "exact_values": ("f8", 2),
+    "exact_weights": ("f8", 1),
+    "exact_index": ("i8", 1),
+    "key_sum": ("f8", 1),
+    "low": ("f8", 1),
+    "high": ("f8", 1),
+}
+_LANDMARK_ARRAYS: Kinds = {
+    "landmark_keys": ("f8", 2),
+    "landmark_weights": ("f8", 2),
+    "constant": ("f8", 1),
+    "slope": ("f8", 2),
+}
+_FRAME_ARRAYS: Kinds = {
+    "key_centre": ("f8", 1),
+    "value_centre": ("f8", 1),
+    "probe_queries": ("f8", 2),
+    "probe_shift": ("f8", 1),
+    "probe_sums": ("f8", 2),
+}
+_SAMPLE_ARRAYS: Kinds = {
+    "sample_mean": ("f8", 1),
+    "sample_covariance": ("f8", 2),
+    "sample_some": ("f8", 2),
+}
+
+
+def to_arrays(stream: AttentionStream) -> tuple[dict[str, Any], Arrays]:
+    """Return the JSON metadata and the arrays that define a stream."""
+    meta: dict[str, Any] = {
+        "policy": stream.policy._asdict(),
+        "n_features": stream.n_features,
+        "n_outputs": stream.n_outputs,
+        "n_seen": stream.n_seen,
+        "dtype": stream.dtype,
+        "frame": None,
+        "models": [],
+        "sampled": stream.queries is not None,
+    }
+    arrays: Arrays = {"pending": stream.pending}
+    if stream.queries is not None:
+        arrays |= dict(zip(_SAMPLE_ARRAYS, stream.queries, strict=True))
+    frame, probes = stream.frame, stream.probes
+    if frame is not None and probes is not None:
+        meta["frame"] = {name: getattr(frame, name) for name in _FRAME}
+        held = (probes.queries, probes.shift, probes.sums)
+        arrays |= dict(
+            zip(_FRAME_ARRAYS, (frame.key_centre, frame.value_centre, *held), strict=True)
+        )
+    for i, model in enumerate(stream.models):
+        fields, parts = _model_to_arrays(model)
+        meta["models"].append(fields)
+        arrays |= {f"model{i}_{name}": array for name, array in parts.items()}
+    return meta, arrays
+
+
+def from_arrays(meta: Mapping[str, Any], arrays: Arrays) -> AttentionStream:
+    """Return the stream saved by ``to_arrays``.
+
+    Raises
+    ------
+    LevsketchFormatError
+        If a field is missing, or no stream could have left these values.
+    """
+    with refusing():
+        check_fields(meta, _META)
+        check_dtype(meta["dtype"])
+        check_arrays(arrays, _kinds(meta))
+        stream = _build(meta, arrays)
+        _check_values(stream)
+    return stream
+
+
+def _model_to_arrays(model: Model) -> tuple[dict[str, Any], Arrays]:
+    fields: dict[str, Any] = {name: getattr(model, name) for name in _MODEL}
+    fields |= {"landmarks": None, "moments": None}
+    exact, empty = model.exact, model.mass == 0.0
+    held = (exact.keys, exact.values, exact.weights, exact.index, model.key_sum)
+    # the box of no values is infinite
+    box = (np.zeros_like(model.low) if empty else side for side in (model.low, model.high))
+    arrays: Arrays = dict(zip(_MODEL_ARRAYS, (*held, *box), strict=True))
+    if model.landmarks is not None:
+        found = model.landmarks
+        fields["landmarks"] = {"size": found.size, "order": found.order}
+        parts = (found.keys, found.weights, found.constant, found.slope)
+        arrays |= dict(zip(_LANDMARK_ARRAYS, parts, strict=True))
+    if model.moments is not None:
+        fields["moments"], parts_ = key_value_moments_io.to_arrays(model.moments, "moments_")
+        arrays |= parts_
+    return fields, arrays
+
+
+def _kinds(meta: Mapping[str, Any]) -> Kinds:
+    """Return type and axes of every array, after checking the metadata."""
+    kinds: Kinds = {"pending": ("f8", 2)}
+    require(type(meta["sampled"]) is bool, "sampled is neither true nor false")
+    require(type(meta["models"]) is list and len(meta["models"]) <= 2, "models are no list")
+    require((meta["frame"] is None) == (not meta["models"]), "a frame needs a model")
+    if meta["sampled"]:
+        kinds |= _SAMPLE_ARRAYS
+    if meta["frame"] is not None:
+        check_fields(meta["frame"], _FRAME)
+        kinds |= _FRAME_ARRAYS
+    for i, fields in enumerate(meta["models"]):
+        check_fields(fields, _MODEL)
+        own = dict(_MODEL_ARRAYS)
+        if fields["landmarks"] is not None:
+            check_fields(fields["landmarks"], _LANDMARKS)
+            own |= _LANDMARK_ARRAYS
+        if fields["moments"] is not None:
+            own |= key_value_moments_io.array_kinds("moments_")
+        kinds |= {f"model{i}_{name}": kind for name, kind in own.items()}
+    return kinds
+
+
+def _build(meta: Mapping[str, Any], arrays: Arrays) -> AttentionStream:
+    frame = probes = queries = None
+    if meta["frame"] is not None:
+        powers = [meta["frame"][name] for name in _FRAME]
+        found = [arrays[name] for name in _FRAME_ARRAYS]
+        frame, probes = Frame(*powers, *found[:2]), Probes(*found[2:])
+    if meta["sampled"]:
+        queries = QuerySample(*(arrays[name] for name in _SAMPLE_ARRAYS))
+    stream = AttentionStream(
+        meta["n_seen"],
+        meta["dtype"],
+        arrays["pending"],
+        AttentionPolicy(**meta["policy"]),
+        meta["n_features"],
+        meta["n_outputs"],
+        queries,
+        frame,
+        (),
+        probes,
+    )
+    models = []
+    for i, fields in enumerate(meta["models"]):
+        tag = f"model{i}_"
+        own = {name[len(tag) :]: array for name, array in arrays.items() if name.startswith(tag)}
+        law = stream.law_of_queries(frame) if frame is not None else None
+        models.append(_model_from_arrays(fields, own, law))
+    return replace(stream, models=tuple(models))
+
+
+def _model_from_arrays(
+    fields: Mapping[str, Any], arrays: Arrays, queries: tuple[FloatArray, FloatArray] | None
+) -> Model:
+    keys, values, weights, index, key_sum, low, high = (arrays[name] for name in _MODEL_ARRAYS)
+    landmarks = moments = None
+    if fields["landmarks"] is not None:
+        found = [arrays[name] for name in _LANDMARK_ARRAYS]
+        about = fields["landmarks"]
+        landmarks = Landmarks(queries, about["size"], about["order"], *found)
+    if fields["moments"] is not None:
+        moments = key_value_moments_io.from_arrays(fields["moments"], arrays, "moments_")
+    empty = fields["mass"] == 0.0
+    return Model(
+        Exact(keys, values, weights, index),
+        fields["capacity"],
+        fields["threshold"],
+        landmarks,
+        fields["rows"],
+        moments,
+        fields["mass"],
+        key_sum,
+        np.full_like(low, np.inf) if empty else low,
+        np.full_like(high, -np.inf) if empty else high,
+    )
+
+
+def _check_values(stream: AttentionStream) -> None:
+    """Refuse shapes and values that no stream could have left."""
+    d, d_v = stream.n_features, stream.n_outputs
+    rows = stream.pending
+    require(rows.shape[1] == d + d_v + 1, "an array has the wrong shape")
+    counts = len(rows) <= stream.n_seen and len(rows) < stream.block_rows
+    begun = stream.frame is not None
+    require(counts and begun == (len(rows) < stream.n_seen), "the counts contradict each other")
+    require((rows[:, -1] >= 0).all(), "a weight is negative")
+    if stream.queries is not None:
+        sample = stream.queries
+        fits = (
+            sample.mean.shape == (d,)
+            and sample.covariance.shape == (d, d)
+            and sample.some.shape[1] == d
+            and 1 <= len(sample.some) <= 64
+            and (np.diagonal(sample.covariance) >= 0).all()
+        )
+        require(fits, "sample queries fit no stream")
+    if stream.frame is None or stream.probes is None:
+        return
+    probes, m = stream.probes, len(stream.probes.queries)
+    fits = (
+        stream.frame.key_centre.shape == (d,)
+        and stream.frame.value_centre.shape == (d_v,)
+        and probes.queries.shape == (m, d)
+        and probes.shift.shape == (m,)
+        and probes.sums.shape == (m, d_v + 1)
+        and (probes.sums[:, -1] >= 0).all()
+    )
+    require(fits, "frame or probes have the wrong shape")
+    for model in stream.models:
+        _check_model(model, d, d_v, stream.n_seen - len(rows))
+
+
+def _check_model(model: Model, d: int, d_v: int, n: int) -> None:
+    exact, m = model.exact, len(model.exact.index)
+    fits = (
+        exact.keys.shape == (m, d)
+        and exact.values.shape == (m, d_v)
+        and exact.weights.shape == (m,)
+        and model.key_sum.shape == (d,)
+        and model.low.shape == model.high.shape == (d_v,)
+    )
+    require(fits, "an array has the wrong shape")
+    known = m <= model.capacity and (exact.weights > 0).all()
+    known = known and ((exact.index >= 0) & (exact.index < n)).all()
+    require(known and len(np.unique(exact.index)) == m, "exact keys are no rows of the stream")
+    require(model.mass == 0.0 or (model.low <= model.high).all(), "the box of values is empty")
+    require(model.landmarks is not None or model.moments is not None, "a model models nothing")
+    if model.landmarks is not None:
+        found, k = model.landmarks, len(model.landmarks.keys)
+        fits = (
+            found.keys.shape == (k, d)
+            and found.weights.shape == (k, d_v + 1)
+            and found.constant.shape == (d_v + 1,)
+            and found.slope.shape == (d, d_v + 1)
+        )
+        require(fits, "an array has the wrong shape")
+        require(k <= max(found.size, 1) and model.rows >= 1, "there are too many landmarks")
+    if model.moments is not None:
+        fits = model.moments.key_sum.shape == (d,) and model.moments.value_sum.shape == (d_v,)
+        require(fits, "an array has the wrong shape")
