@@ -275,10 +275,7 @@ def error_bound_of_model(
     model : Model or None
         Of all other rows; None if there are none. Without moments, only their box is known.
     """
-    if not exact.weights.all():
-        exact = exact.taken(np.flatnonzero(exact.weights))
-        shift, sums = exact.sums(Q)
-    part = _exact(Q, exact.keys, exact.values, shift, sums)
+    part = _exact_of(Q, exact, shift, sums)
     moments = KeyValueMoments.empty(Q.shape[1], estimate.shape[1])
     if model is None or model.mass == 0.0:
         return error_bound(Q, estimate, part, moments)
@@ -287,6 +284,30 @@ def error_bound_of_model(
     alone = error_bound(Q, estimate, part, moments)
     alone = np.where(np.isneginf(part.log_normaliser), 0.0, alone)
     return np.maximum(box_error(estimate, model.low, model.high), alone)
+
+
+def covered_mass_of_model(
+    Q: FloatArray, exact: Exact, shift: FloatArray, sums: FloatArray, model: Model | None
+) -> FloatArray:
+    """Return certified lower bounds (m,) on the share of the softmax weight on kept keys.
+
+    Arguments are those of `error_bound_of_model`. Zeros for a model without moments.
+    """
+    if model is None or model.mass == 0.0:
+        return np.ones(len(Q))
+    if model.moments is None:
+        return np.zeros(len(Q))
+    part = _exact_of(Q, exact, shift, sums)
+    upper = normaliser_bounds(model.moments, Q).upper
+    return covered_mass(part.log_normaliser, upper, part.log_error)
+
+
+def _exact_of(Q: FloatArray, exact: Exact, shift: FloatArray, sums: FloatArray) -> ExactPart:
+    """Return the exact part of keys whose sums are there, unless some have no weight."""
+    if not exact.weights.all():
+        exact = exact.taken(np.flatnonzero(exact.weights))
+        shift, sums = exact.sums(Q)
+    return _exact(Q, exact.keys, exact.values, shift, sums)
 
 
 def _farthest(

@@ -35,17 +35,10 @@ def covered_mass(stream: AttentionStream, Q: FloatArray) -> FloatArray:
     """Return a certified lower bound (m,) on the attention mass of keys that are kept exactly."""
     _check_weight(stream)
     exact, model = stream.answering
-    if model is None or model.answers_exactly:
-        return np.ones(len(Q))
 
     def answer(part: FloatArray) -> FloatArray:
-        if model.moments is None:
-            return np.zeros((len(part), 1))
         shift, sums = exact.sums(part)
-        with np.errstate(divide="ignore"):
-            log_exact = shift + np.log(sums[:, -1])
-        _, upper = attention_bounds.normaliser_bounds(model.moments, part)
-        return attention_bounds.covered_mass(log_exact, upper)[:, None]
+        return attention_bounds.covered_mass_of_model(part, exact, shift, sums, model)[:, None]
 
     return _by_parts(stream, Q, answer, 1)[:, 0]
 
@@ -59,8 +52,7 @@ def error_bound(stream: AttentionStream, Q: FloatArray) -> FloatArray:
         _, whole = stream.sums(part)
         Y = whole[:, :-1] / whole[:, -1:]
         shift, sums = exact.sums(part)
-        rest = None if model is None or model.answers_exactly else model
-        return attention_bounds.error_bound_of_model(part, Y, exact, shift, sums, rest)[:, None]
+        return attention_bounds.error_bound_of_model(part, Y, exact, shift, sums, model)[:, None]
 
     return stream.frame_or_own.lengths(_by_parts(stream, Q, answer, 1)[:, 0])
 

@@ -120,4 +120,5 @@ def _up(bounds: FloatArray, view: Answering) -> FloatArray:
     power = int(np.frexp(size.max())[1])
     length = float(np.linalg.norm(np.ldexp(size, -power)))
     with np.errstate(over="ignore"):
-        return np.nextafter(bounds + np.ldexp(4.0 * UNIT_ROUNDOFF * length, power), np.inf)
+        lost = np.ldexp(4.0 * UNIT_ROUNDOFF * length, power)
+        return np.asarray(np.nextafter(bounds + lost, np.inf))

@@ -14,13 +14,15 @@ from levsketch._checks import (
     check_memory_size,
     warn_caller,
 )
-from levsketch._typing import ArrayLike, FloatArray
+from levsketch._typing import ArrayLike, FloatArray, IntArray
 from levsketch.algorithms import attention_sketch, polynomial_attention
 from levsketch.algorithms.inputs import checked_scale
 from levsketch.backends import backend_for
 from levsketch.backends.interchange import like, result_dtype, template_of
+from levsketch.sketches.tensorsketch import TensorSketch
 from levsketch.streaming import attention_io, polynomial_io
 from levsketch.streaming.attention import AttentionPolicy, AttentionStream
+from levsketch.streaming.key_value_moments import KeyValueMoments
 from levsketch.streaming.polynomial import PolynomialPolicy, PolynomialStream
 from levsketch.streaming.query_sample import query_sample, scaled_queries
 
@@ -86,7 +88,7 @@ class AttentionEstimator(StreamEstimator):
             return held | policy._asdict()
         held |= {
             "function": policy.function,
-            "sketch": policy.sketch,
+            "sketch": policy.sketch if policy.softmax else None,
             "decay": policy.decay,
             "scale": policy.scale,
             "max_memory": policy.floats * 8,
@@ -99,10 +101,17 @@ class AttentionEstimator(StreamEstimator):
         return held
 
     def _differences(self, one: Any, other: Any) -> list[tuple[str, Any, Any]]:
-        """Return the parameters in which two policies differ, with both values."""
+        """Return the parameters in which two policies differ, with both values.
+
+        Another function, or no sketch where there is one, stands alone: the others then mean
+        something else.
+        """
         default = type(self)().get_params()
         a, b = (default | self._params_of(policy) for policy in (one, other))
-        return [(name, a[name], b[name]) for name in a if a[name] != b[name]]
+        names = [name for name in a if a[name] != b[name]]
+        if "function" in names or type(one) is not type(other):
+            names = ["function" if "function" in names else "sketch"]
+        return [(name, a[name], b[name]) for name in names]
 
     # -- fitting
 
@@ -137,6 +146,7 @@ class AttentionEstimator(StreamEstimator):
             )
         d, d_v = X.keys.shape[1], X.values.shape[1]
         if isinstance(policy, AttentionPolicy):
+            _check_memory(policy, d, d_v)
             known = query_sample(X.queries, checked_scale(policy.scale, d))
             return AttentionStream.empty(policy, d, d_v, known)
         return PolynomialStream.empty(policy, d, d_v)
@@ -190,8 +200,9 @@ class AttentionEstimator(StreamEstimator):
         ValueError
             If a parameter, or features or their names, or the number of outputs differ. With
             ``sketch`` "ams", "gaussian" or "countsketch" whatever they are: the rows of both
-            have the same numbers, so the same random signs. And if the probes of two shards chose
-            models that cannot be added; ``residual`` then says which.
+            have the same numbers, so the same random signs; nor if ``max_memory`` was too little
+            for monomials as they are. And if the probes of two shards chose models that cannot be
+            added; ``residual`` then says which.
         """
         if type(other) is type(self):
             for name, mine, theirs in self._differences(self._policy(), other._policy()):
@@ -209,7 +220,13 @@ class AttentionEstimator(StreamEstimator):
         if isinstance(mine, PolynomialStream) and not mine.policy.aligned:
             raise ValueError(
                 f"cannot merge: with sketch={mine.policy.sketch!r} the rows of both streams are "
-                "numbered from 0 and would share their random signs; use sketch=\"exact\"."
+                'numbered from 0 and would share their random signs; use sketch="exact".'
+            )
+        if _sketched_apart(mine, other):
+            raise ValueError(
+                f"cannot merge: max_memory={8 * mine.policy.floats} is too little for the monomials "
+                f"of degree={mine.policy.degree}, which are sketched about the mean of the first "
+                "rows of each stream; raise it, or lower the degree."
             )
         return mine.merge(backend_for(None), other)
 
@@ -269,6 +286,42 @@ class AttentionEstimator(StreamEstimator):
         self._flat = meta["flat"]
 
 
+def _check_memory(policy: AttentionPolicy, d: int, d_v: int) -> None:
+    """Refuse a budget in bytes that has no room for the smallest sketch."""
+    # frame, mean, box of the values; then second moments, or one landmark and a constant trend
+    held = 2 * d + 3 * d_v + 1
+    if policy.residual == "closure":
+        held += KeyValueMoments.floats(d, d_v)
+    else:
+        held += d + 2 * (d_v + 1)
+    if policy.max_memory is not None and policy.max_memory < 8 * held:
+        raise ValueError(
+            f"max_memory={policy.max_memory}: the smallest sketch of d = {d} columns of keys and "
+            f"{d_v} of values takes {8 * held} bytes with residual={policy.residual!r}."
+        )
+
+
+def _sketched_apart(one: Any, other: Any) -> bool:
+    """Return whether two streams of moments have sketched monomials about different centers."""
+    if not isinstance(one, PolynomialStream):
+        return False
+    a, b = one.memory.moments, other.memory.moments
+    if a is None or b is None or np.array_equal(a.center, b.center):
+        return False
+    return any(isinstance(lift, TensorSketch) for lift in a.maps)
+
+
 def engine_of(stream: AttentionStream | PolynomialStream) -> Any:
     """Return the functions that answer for a kind of stream."""
     return attention_sketch if isinstance(stream, AttentionStream) else polynomial_attention
+
+
+def kept_rows(stream: AttentionStream | PolynomialStream) -> IntArray:
+    """Return the numbers of the rows that are kept as they are, ascending."""
+    if isinstance(stream, AttentionStream):
+        return np.sort(stream.answering[0].index)
+    rows = stream.pending
+    if not stream.policy.softmax:  # these are only looked at as moments
+        rows = rows[:0]
+    counts = rows[:, -1] > 0.0 if stream.policy.aligned else np.ones(len(rows), np.bool_)
+    return np.asarray(stream.n_seen - len(rows) + np.flatnonzero(counts), np.int64)

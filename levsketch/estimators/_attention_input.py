@@ -106,12 +106,13 @@ def _checked_weights(target: Any, weights: Any, n: int) -> FloatArray:
     """Return weights (n,), finite and >= 0; one number stands for all."""
     if weights is None or isinstance(weights, numbers.Number):
         weights = np.full(n, 1.0 if weights is None else weights)
-    found = np.asarray(_numbers(_array(target, weights, "sample_weight", 0), "sample_weight"))
+    found = _array(target, weights, "sample_weight", 0)
     if found.shape != (n,):
         raise ValueError(
             f"sample_weight must be a number or have shape ({n},), one for each row of X, got "
             f"shape {found.shape}."
         )
+    found = _numbers(found, "sample_weight")
     wrong = np.flatnonzero(found < 0)
     if len(wrong):
         raise ValueError(f"sample_weight must be >= 0, got {found[wrong[0]]} at row {wrong[0]}.")

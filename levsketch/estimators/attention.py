@@ -18,7 +18,7 @@ from levsketch.streaming.attention import probe_error
 from levsketch.streaming.output_sketch import OutputSketch
 from levsketch.streaming.polynomial import PolynomialStream
 
-from ._attention_base import AttentionEstimator, engine_of
+from ._attention_base import AttentionEstimator, engine_of, kept_rows
 from ._attention_input import Batch
 
 # Recovery for outputs of up to this many rows; hash rows grow with its logarithm.
@@ -272,7 +272,7 @@ class StreamingAttentionSketch(
         -------
         (m, d_v) array
             In the library of ``X``, float32 if X has at most 32 bits. Inside the box of the
-            values, whatever the query.
+            values, whatever the query, but for rounding.
         """
         return self._answered(X)
 
@@ -359,17 +359,16 @@ class StreamingAttentionSketch(
         """What answers queries: all rows, or the model of those that are not kept."""
         stream = self._fitted_stream()
         if isinstance(stream, PolynomialStream):
-            return "moments" if stream.policy.sketch == "exact" else "sketched moments"
+            if stream.policy.softmax and stream.memory.frame is None:
+                return "exact"
+            return "moments" if stream.policy.aligned else "sketched moments"
         model = stream.best
         return "exact" if model is None or model.answers_exactly else model.kind
 
     @property
     def indices_(self) -> Any:
         """Row numbers of the keys that are kept as they are, ascending."""
-        stream = self._fitted_stream()
-        if isinstance(stream, PolynomialStream):
-            return self._out(np.zeros(0, np.int64))
-        return self._out(np.sort(stream.answering[0].index))
+        return self._out(kept_rows(self._fitted_stream()))
 
     @property
     def probe_error_(self) -> float:

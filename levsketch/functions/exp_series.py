@@ -42,6 +42,7 @@ def hermite_polynomials(degree: int, variances: FloatArray) -> FloatArray:
 
     Examples
     --------
+    >>> import numpy as np
     >>> from levsketch.functions.exp_series import hermite_polynomials
     >>> hermite_polynomials(2, np.array([0.0, 1.0])).round(3)
     array([[1.   , 1.   , 0.5  ],

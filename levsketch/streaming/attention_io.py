@@ -28,6 +28,14 @@ from .factor_io import (
 from .landmarks import Landmarks
 from .probes import Probes
 
+# Whole numbers of any size do.
+_ANY = float("inf")
+_POLICY: Fields = {
+    "n_keys": (int, 1, _ANY),
+    "decay": (float, 5e-324, 1.0),
+    "random_state": (int, 0, _ANY),
+}
+_RESIDUALS = ("auto", "embedding", "closure")
 _META: Fields = {
     "n_features": (int, 1, 2**31),
     "n_outputs": (int, 1, 2**31),
@@ -45,7 +53,7 @@ _MODEL: Fields = {
     "rows": (int, 0, MAX_ROWS),
     "mass": (float, 0.0, 1e300),
 }
-_LANDMARKS: Fields = {"size": (int, 1, MAX_ROWS), "order": (int, 0, 1)}
+_LANDMARKS: Fields = {"size": (int, 0, MAX_ROWS), "order": (int, 0, 1)}
 _MODEL_ARRAYS: Kinds = {
     "exact_keys": ("f8", 2),
     "exact_values": ("f8", 2),
@@ -93,7 +101,9 @@ def to_arrays(stream: AttentionStream) -> tuple[dict[str, Any], Arrays]:
     frame, probes = stream.frame, stream.probes
     if frame is not None and probes is not None:
         meta["frame"] = {name: getattr(frame, name) for name in _FRAME}
-        held = (probes.queries, probes.shift, probes.sums)
+        # the largest logit of no keys is infinite
+        shift = np.where(probes.sums[:, -1] > 0.0, probes.shift, 0.0)
+        held = (probes.queries, shift, probes.sums)
         arrays |= dict(
             zip(_FRAME_ARRAYS, (frame.key_centre, frame.value_centre, *held), strict=True)
         )
@@ -115,6 +125,7 @@ def from_arrays(meta: Mapping[str, Any], arrays: Arrays) -> AttentionStream:
     with refusing():
         check_fields(meta, _META)
         check_dtype(meta["dtype"])
+        _check_policy(AttentionPolicy(**meta["policy"]))
         check_arrays(arrays, _kinds(meta))
         stream = _build(meta, arrays)
         _check_values(stream)
@@ -144,7 +155,7 @@ def _kinds(meta: Mapping[str, Any]) -> Kinds:
     """Return type and axes of every array, after checking the metadata."""
     kinds: Kinds = {"pending": ("f8", 2)}
     require(type(meta["sampled"]) is bool, "sampled is neither true nor false")
-    require(type(meta["models"]) is list and len(meta["models"]) <= 2, "models are no list")
+    require(type(meta["models"]) is list, "models are no list")
     require((meta["frame"] is None) == (not meta["models"]), "a frame needs a model")
     if meta["sampled"]:
         kinds |= _SAMPLE_ARRAYS
@@ -168,7 +179,9 @@ def _build(meta: Mapping[str, Any], arrays: Arrays) -> AttentionStream:
     if meta["frame"] is not None:
         powers = [meta["frame"][name] for name in _FRAME]
         found = [arrays[name] for name in _FRAME_ARRAYS]
-        frame, probes = Frame(*powers, *found[:2]), Probes(*found[2:])
+        asked, shift, sums = found[2:]
+        frame = Frame(*powers, *found[:2])
+        probes = Probes(asked, np.where(sums[:, -1] > 0.0, shift, -np.inf), sums)
     if meta["sampled"]:
         queries = QuerySample(*(arrays[name] for name in _SAMPLE_ARRAYS))
     stream = AttentionStream(
@@ -218,6 +231,18 @@ def _model_from_arrays(
     )
 
 
+def _check_policy(policy: AttentionPolicy) -> None:
+    """Refuse what no estimator would ask."""
+    check_fields(policy._asdict(), _POLICY)
+    memory, scale = policy.max_memory, policy.scale
+    asked = (
+        policy.residual in _RESIDUALS
+        and (memory is None or (type(memory) is int and memory >= 1))
+        and (scale == "sqrt_d" or (type(scale) is float and 0.0 < scale <= 1e100))
+    )
+    require(asked, "no estimator asks that")
+
+
 def _check_values(stream: AttentionStream) -> None:
     """Refuse shapes and values that no stream could have left."""
     d, d_v = stream.n_features, stream.n_outputs
@@ -249,8 +274,28 @@ def _check_values(stream: AttentionStream) -> None:
         and (probes.sums[:, -1] >= 0).all()
     )
     require(fits, "frame or probes have the wrong shape")
+    kinds = [(model.kind, model.order) for model in stream.models]
+    require(len(set(kinds)) == len(kinds), "two models are of one kind")
     for model in stream.models:
+        _check_sizes(model, stream)
         _check_model(model, d, d_v, stream.n_seen - len(rows))
+
+
+def _check_sizes(model: Model, stream: AttentionStream) -> None:
+    """Refuse models of other sizes than the budget has: they would grow beyond it."""
+    budget, found = stream.budget, model.landmarks
+    if found is None:
+        certified, rows, capacity = True, 0, max(budget.closure_keys, 0)
+    else:
+        require(found.order in budget.rows, "a trend is of another order")
+        certified, rows, capacity = (
+            budget.certified,
+            budget.rows[found.order],
+            budget.heavy_keys,
+        )
+        require(found.size <= rows, "there are too many landmarks")
+    sizes = (model.moments is not None, model.rows, model.capacity)
+    require(sizes == (certified, rows, capacity), "a model is of another size than the budget has")
 
 
 def _check_model(model: Model, d: int, d_v: int, n: int) -> None:
@@ -266,8 +311,8 @@ def _check_model(model: Model, d: int, d_v: int, n: int) -> None:
     known = m <= model.capacity and (exact.weights > 0).all()
     known = known and ((exact.index >= 0) & (exact.index < n)).all()
     require(known and len(np.unique(exact.index)) == m, "exact keys are no rows of the stream")
-    require(model.mass == 0.0 or (model.low <= model.high).all(), "the box of values is empty")
-    require(model.landmarks is not None or model.moments is not None, "a model models nothing")
+    empty = model.mass == 0.0
+    require(empty or (model.low <= model.high).all(), "the box of values is empty")
     if model.landmarks is not None:
         found, k = model.landmarks, len(model.landmarks.keys)
         fits = (
@@ -277,7 +322,11 @@ def _check_model(model: Model, d: int, d_v: int, n: int) -> None:
             and found.slope.shape == (d, d_v + 1)
         )
         require(fits, "an array has the wrong shape")
-        require(k <= max(found.size, 1) and model.rows >= 1, "there are too many landmarks")
+        require(k <= found.size, "there are too many landmarks")
+        require(not (empty and (k or found.has_trend)), "landmarks are of no rows")
     if model.moments is not None:
-        fits = model.moments.key_sum.shape == (d,) and model.moments.value_sum.shape == (d_v,)
+        about = model.moments
+        fits = about.key_sum.shape == (d,) and about.value_sum.shape == (d_v,)
         require(fits, "an array has the wrong shape")
+        rows = about.count
+        require((rows == 0) == empty and rows + m <= n, "the counts contradict each other")

@@ -208,13 +208,12 @@ class PolynomialStream(BlockStream):
         if self.policy.aligned and len(other.pending) == other.n_seen:
             return self.update(backend, other.pending)
         with serial_blas():
+            left = self._centred_like(other)._flushed()
             if self.policy.aligned:
-                left = self._flushed()
                 old = left.memory.aged(other.n_seen - len(other.pending))
                 merged = replace(left, memory=old.joined(other.memory), pending=other.pending)
             else:
                 # rows that wait may be in the middle of both
-                left = self._centred_like(other)._flushed()
                 right = other._centred_like(left)._flushed()
                 merged = replace(left, memory=left.memory.joined(right.memory))
         kinds = [dtype for dtype in (self.dtype, other.dtype) if dtype]

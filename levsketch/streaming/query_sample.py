@@ -50,8 +50,8 @@ def query_sample(Q: FloatArray | None, scale: float) -> QuerySample | None:
         covariance = apart.T @ apart / len(Q)
     if not np.isfinite(covariance).all():
         raise ValueError(
-            f"queries are too large: the covariance of entries up to {np.abs(Q).max():.1e} is "
-            "not finite."
+            f"queries must be below about {1e150 / scale:.0e} for their covariance to be finite, "
+            f"got entries up to {np.abs(Q).max():.1e}."
         )
     step = max(1, len(Q) // _REMEMBERED)
     return QuerySample(mean, covariance, scaled[::step][:_REMEMBERED].copy())
