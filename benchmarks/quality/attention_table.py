@@ -62,7 +62,7 @@ def compare(args):
     records = []
     for name, seed, Q, sample, K, V in data(args):
         truth, mean = exact(Q, K, V), V.mean(0)
-        for budget, method in itertools.product(args.budgets, [*args.methods, *OURS]):
+        for budget, method in itertools.product(args.budgets, [*args.methods, *args.ours]):
             floats = int(budget / 100 * (K.size + V.size))
             record = {"data": name, "seed": seed, "budget": budget, "method": method}
             start, more = time.perf_counter(), {}
@@ -83,7 +83,7 @@ def summary(records, methods):
     by = {}
     for r in records:
         by.setdefault((r["budget"], r["data"], r["method"]), []).append(r["relative"])
-    for ours in ("sketch", "sketch+q"):
+    for ours in (m for m in ("sketch", "sketch+q") if any(r["method"] == m for r in records)):
         for budget in dict.fromkeys(r["budget"] for r in records):
             ratios, worse = [], []
             for name in dict.fromkeys(r["data"] for r in records):
@@ -131,13 +131,17 @@ def main():
     parser.add_argument("--budgets", type=float, nargs="+", default=[0.5, 2.0, 10.0], help="%%")
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--methods", nargs="*", default=list(METHODS), choices=list(METHODS))
+    parser.add_argument("--ours", nargs="*", default=list(OURS), choices=list(OURS))
+    parser.add_argument("--with", dest="known", type=pathlib.Path, help="records to add, JSON")
     parser.add_argument("--output", type=pathlib.Path, help="JSON file of all records")
     args = parser.parse_args()
-    records = compare(args)
+    records = json.loads(args.known.read_text()) if args.known else []
+    methods = list(dict.fromkeys([r["method"] for r in records] + args.methods))
+    records += compare(args)
     if not args.all:
         table(records)
     quantiles(records)
-    summary(records, args.methods)
+    summary(records, [m for m in methods if m not in OURS])
     if args.output:
         args.output.write_text(json.dumps(records, indent=1))
 

@@ -18,7 +18,7 @@ from levsketch.streaming.query_sample import query_sample
 from .attention_sketch import outputs
 from .inputs import check_problems, checked_scale, stacked
 
-_RESIDUALS = ("auto", "embedding", "closure")
+_RESIDUALS = ("auto", "embedding", "closure", "polynomial")
 
 
 def sketched_attention(
@@ -49,7 +49,7 @@ def sketched_attention(
         The budget of each problem, in keys with their values.
     scale : "sqrt_d" or float in (0, 1e100]
         The factor of the logits; "sqrt_d" is 1 / sqrt(d).
-    residual : {"auto", "embedding", "closure"}, default="auto"
+    residual : {"auto", "embedding", "closure", "polynomial"}, default="auto"
         As for the estimator.
     queries : array (..., l, d), optional
         Sample queries of each problem, for whose law its sketch is made; by default some

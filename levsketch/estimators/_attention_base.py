@@ -42,7 +42,7 @@ class AttentionEstimator(StreamEstimator):
         bytes_ = None
         if self.max_memory is not None:
             bytes_ = check_memory_size("max_memory", self.max_memory)
-        scale = self.scale if isinstance(self.scale, str) else float(self.scale)
+        scale = self.scale if isinstance(self.scale, str) else checked_scale(self.scale, 1)
         softmax = self.function == "softmax"
         if self.sketch is None and softmax:
             return AttentionPolicy(

@@ -40,9 +40,9 @@ class StreamingAttentionSketch(
         The budget: as many numbers as ``n_keys`` keys and values have, ``n_keys (d + d_v)``.
     scale : "sqrt_d" or float in (0, 1e100], default="sqrt_d"
         The factor s of the logits; ``1 / sqrt(d)`` by default.
-    residual : {"auto", "embedding", "closure"}, default="auto"
-        How keys that are not kept are remembered (Notes). "auto" tries both on the first
-        eight blocks and keeps the one with the smaller error on probe queries.
+    residual : {"auto", "embedding", "closure", "polynomial"}, default="auto"
+        How keys that are not kept are remembered (Notes). "auto" tries all that fit on the
+        first eight blocks and keeps the one with the smallest error on probe queries.
     function : "softmax" or even int, default="softmax"
         With a number p: attention with f(x) = x^p in place of exp, *exact* for any
         number of rows, from ``C(d + p - 1, p) (d_v + 1)`` moments.
@@ -66,7 +66,7 @@ class StreamingAttentionSketch(
 
     Attributes
     ----------
-    residual_ : {"exact", "embedding", "closure", "moments", "sketched moments"}
+    residual_ : {"exact", "embedding", "closure", "polynomial", "moments", "sketched moments"}
         What answers queries now.
     indices_ : (m,) int64 array
         Row numbers of the keys that are kept as they are.
@@ -91,11 +91,13 @@ class StreamingAttentionSketch(
     orthogonal matching pursuit. The law is that of ``queries``, if they are given to `fit`; it
     matters (without them, errors on heads of a trained encoder were about twice as large).
     *Closure.* The keys of largest leverage are kept, and the others answer as if keys and
-    values were jointly normal. Both are compared, with nine other methods, in the guide.
+    values were jointly normal. *Polynomial.* The same keys, and for the others exp is the
+    parabola that suits the logits of the query, by moments of second degree, ``(d + 1)(d + 2) /
+    2 (d_v + 1)`` numbers. All are compared, with a dozen other methods, in the guide.
 
     The budget is for all that answers queries, is needed to go on, or measures the error,
     except sample queries (``d^2 + 65 d``) and the last rows that do not fill a block of
-    ``max(512, n_keys)``; for eight blocks, "auto" holds two models. Any batching of the
+    ``max(512, n_keys)``; for eight blocks, "auto" holds up to four models. Any batching of the
     rows gives the same bytes; merging is a sum, and approximate like all else.
 
     References
@@ -124,8 +126,8 @@ class StreamingAttentionSketch(
 
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
         "n_keys": [Interval(Integral, 1, None, closed="left")],
-        "scale": [StrOptions({"sqrt_d"}), Interval(Real, 0, 1e100, closed="right")],
-        "residual": [StrOptions({"auto", "embedding", "closure"})],
+        "scale": [StrOptions({"sqrt_d"}), Interval(Real, 0, None, closed="neither")],
+        "residual": [StrOptions({"auto", "embedding", "closure", "polynomial"})],
         "function": [StrOptions({"softmax"}), Interval(Real, 2, None, closed="left")],
         "degree": [Interval(Integral, 2, None, closed="left")],
         "sketch": [StrOptions({"exact", "ams", "gaussian", "countsketch"}), None],

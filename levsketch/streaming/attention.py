@@ -280,7 +280,7 @@ class AttentionStream(BlockStream):
         """Return the models that are tried, of no rows."""
         d, d_v, budget = self.n_features, self.n_outputs, self.budget
         wanted, models = self.policy.residual, []
-        if wanted != "closure":
+        if wanted in ("auto", "embedding"):
             law = self.law_of_queries(frame)
             for order, rows in budget.rows.items():
                 model = Model.empty(
@@ -292,12 +292,19 @@ class AttentionStream(BlockStream):
                     certified=budget.certified,
                 )
                 models.append(model)
-        if wanted == "closure" or (wanted == "auto" and budget.closure_keys >= 0):
-            capacity = max(budget.closure_keys, 0)
-            model = Model.empty(
-                d, d_v, capacity=capacity, threshold=0.0, landmarks=None, certified=True
-            )
-            models.append(model)
+        rooms = {"closure": budget.closure_keys, "polynomial": budget.polynomial_keys}
+        for kind, room in rooms.items():
+            if wanted == kind or (wanted == "auto" and room >= 0):
+                model = Model.empty(
+                    d,
+                    d_v,
+                    capacity=max(room, 0),
+                    threshold=0.0,
+                    landmarks=None,
+                    certified=True,
+                    polynomial=kind == "polynomial",
+                )
+                models.append(model)
         return tuple(models)
 
     def law_of_queries(self, frame: Frame) -> tuple[FloatArray, FloatArray] | None:

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from .key_value_moments import KeyValueMoments
 from .landmarks import Landmarks
+from .quadratic import QuadraticMoments
 
 # A constant trend is tried beside the linear one where that takes more than this share of the
 # budget; what certifies the error is kept where it takes no more than this.
@@ -29,6 +30,8 @@ class Budget(NamedTuple):
         Queries whose exact outputs are kept.
     closure_keys : int
         Exact keys beside a Gaussian closure; negative if its moments do not fit.
+    polynomial_keys : int
+        Exact keys beside moments of degree two; negative if these do not fit.
     rows : dict of int
         Landmarks and exact keys of the embedding together, for each order of its trend
         (1, linear, or 0, constant) that is worth a trial.
@@ -41,6 +44,7 @@ class Budget(NamedTuple):
     floats: int
     probes: int
     closure_keys: int
+    polynomial_keys: int
     rows: dict[int, int]
     heavy_keys: int
     certified: bool
@@ -70,6 +74,7 @@ def split(floats: int, d: int, d_v: int) -> Budget:
         floats,
         probes,
         closure_keys=(left - moments) // row,
+        polynomial_keys=(left - moments - QuadraticMoments.floats(d, d_v + 1)) // row,
         rows=rows,
         heavy_keys=min(rows.values()) // _HEAVY_PART if certified else 0,
         certified=certified,

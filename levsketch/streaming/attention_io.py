@@ -27,6 +27,7 @@ from .factor_io import (
 )
 from .landmarks import Landmarks
 from .probes import Probes
+from .quadratic import QuadraticMoments
 
 # Whole numbers of any size do.
 _ANY = float("inf")
@@ -35,7 +36,7 @@ _POLICY: Fields = {
     "decay": (float, 5e-324, 1.0),
     "random_state": (int, 0, _ANY),
 }
-_RESIDUALS = ("auto", "embedding", "closure")
+_RESIDUALS = ("auto", "embedding", "closure", "polynomial")
 _META: Fields = {
     "n_features": (int, 1, 2**31),
     "n_outputs": (int, 1, 2**31),
@@ -69,6 +70,7 @@ _LANDMARK_ARRAYS: Kinds = {
     "constant": ("f8", 1),
     "slope": ("f8", 2),
 }
+_QUADRATIC_ARRAYS: Kinds = {"zeroth": ("f8", 1), "first": ("f8", 2), "second": ("f8", 2)}
 _FRAME_ARRAYS: Kinds = {
     "key_centre": ("f8", 1),
     "value_centre": ("f8", 1),
@@ -134,7 +136,7 @@ def from_arrays(meta: Mapping[str, Any], arrays: Arrays) -> AttentionStream:
 
 def _model_to_arrays(model: Model) -> tuple[dict[str, Any], Arrays]:
     fields: dict[str, Any] = {name: getattr(model, name) for name in _MODEL}
-    fields |= {"landmarks": None, "moments": None}
+    fields |= {"landmarks": None, "moments": None, "polynomial": model.quadratic is not None}
     exact, empty = model.exact, model.mass == 0.0
     held = (exact.keys, exact.values, exact.weights, exact.index, model.key_sum)
     # the box of no values is infinite
@@ -145,6 +147,11 @@ def _model_to_arrays(model: Model) -> tuple[dict[str, Any], Arrays]:
         fields["landmarks"] = {"size": found.size, "order": found.order}
         parts = (found.keys, found.weights, found.constant, found.slope)
         arrays |= dict(zip(_LANDMARK_ARRAYS, parts, strict=True))
+    if model.quadratic is not None:
+        found_ = model.quadratic
+        arrays |= dict(
+            zip(_QUADRATIC_ARRAYS, (found_.zeroth, found_.first, found_.second), strict=True)
+        )
     if model.moments is not None:
         fields["moments"], parts_ = key_value_moments_io.to_arrays(model.moments, "moments_")
         arrays |= parts_
@@ -168,6 +175,9 @@ def _kinds(meta: Mapping[str, Any]) -> Kinds:
         if fields["landmarks"] is not None:
             check_fields(fields["landmarks"], _LANDMARKS)
             own |= _LANDMARK_ARRAYS
+        require(type(fields["polynomial"]) is bool, "polynomial is neither true nor false")
+        if fields["polynomial"]:
+            own |= _QUADRATIC_ARRAYS
         if fields["moments"] is not None:
             own |= key_value_moments_io.array_kinds("moments_")
         kinds |= {f"model{i}_{name}": kind for name, kind in own.items()}
@@ -209,7 +219,9 @@ def _model_from_arrays(
     fields: Mapping[str, Any], arrays: Arrays, queries: tuple[FloatArray, FloatArray] | None
 ) -> Model:
     keys, values, weights, index, key_sum, low, high = (arrays[name] for name in _MODEL_ARRAYS)
-    landmarks = moments = None
+    landmarks = moments = quadratic = None
+    if fields["polynomial"]:
+        quadratic = QuadraticMoments(*(arrays[name] for name in _QUADRATIC_ARRAYS))
     if fields["landmarks"] is not None:
         found = [arrays[name] for name in _LANDMARK_ARRAYS]
         about = fields["landmarks"]
@@ -228,6 +240,7 @@ def _model_from_arrays(
         key_sum,
         np.full_like(low, np.inf) if empty else low,
         np.full_like(high, -np.inf) if empty else high,
+        quadratic,
     )
 
 
@@ -274,6 +287,10 @@ def _check_values(stream: AttentionStream) -> None:
         and (probes.sums[:, -1] >= 0).all()
     )
     require(fits, "frame or probes have the wrong shape")
+    frame = stream.frame
+    centred = np.abs(np.concatenate([frame.key_centre, frame.value_centre])) <= 1.0
+    require(centred.all(), "the centre of a frame is outside of it")
+    stream.waiting()  # raises where rows that wait are out of its range
     kinds = [(model.kind, model.order) for model in stream.models]
     require(len(set(kinds)) == len(kinds), "two models are of one kind")
     for model in stream.models:
@@ -285,7 +302,8 @@ def _check_sizes(model: Model, stream: AttentionStream) -> None:
     """Refuse models of other sizes than the budget has: they would grow beyond it."""
     budget, found = stream.budget, model.landmarks
     if found is None:
-        certified, rows, capacity = True, 0, max(budget.closure_keys, 0)
+        room = budget.closure_keys if model.quadratic is None else budget.polynomial_keys
+        certified, rows, capacity = True, 0, max(room, 0)
     else:
         require(found.order in budget.rows, "a trend is of another order")
         certified, rows, capacity = (
@@ -324,6 +342,15 @@ def _check_model(model: Model, d: int, d_v: int, n: int) -> None:
         require(fits, "an array has the wrong shape")
         require(k <= found.size, "there are too many landmarks")
         require(not (empty and (k or found.has_trend)), "landmarks are of no rows")
+    if model.quadratic is not None:
+        known, held = model.quadratic, QuadraticMoments.empty(d, d_v + 1)
+        fits = (
+            model.landmarks is None
+            and known.zeroth.shape == held.zeroth.shape
+            and known.first.shape == held.first.shape
+            and known.second.shape == held.second.shape
+        )
+        require(fits, "an array has the wrong shape")
     if model.moments is not None:
         about = model.moments
         fits = about.key_sum.shape == (d,) and about.value_sum.shape == (d_v,)

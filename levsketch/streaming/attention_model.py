@@ -13,6 +13,7 @@ from levsketch.functions.softmax import combine, softmax_sums
 from .attention_frame import Move
 from .key_value_moments import KeyValueMoments
 from .landmarks import Landmarks
+from .quadratic import QuadraticMoments
 
 # Rows that weigh less than this, in the unit of the frame, count as none: sums of what they
 # weigh times squares of keys would underflow. Larger than what `KeyValueMoments` refuses.
@@ -84,7 +85,7 @@ class Model:
     threshold : float
         Least leverage score, times the number of rows, of an exact key.
     landmarks : Landmarks or None
-        Embedding of the rest; None for the Gaussian closure of ``moments``.
+        Embedding of the rest; None for the Gaussian closure of ``moments``, or a polynomial.
     rows : int
         Most landmarks and exact keys together.
     moments : KeyValueMoments or None
@@ -95,6 +96,8 @@ class Model:
         Weighted sum of the keys of the rest.
     low, high : (d_v,) arrays
         The box of the values of the rest.
+    quadratic : QuadraticMoments or None
+        Of the rest, if exp is taken for a parabola.
     """
 
     exact: Exact
@@ -107,6 +110,7 @@ class Model:
     key_sum: FloatArray
     low: FloatArray
     high: FloatArray
+    quadratic: QuadraticMoments | None = None
 
     @classmethod
     def empty(
@@ -118,6 +122,7 @@ class Model:
         threshold: float,
         landmarks: Landmarks | None,
         certified: bool,
+        polynomial: bool = False,
     ) -> Self:
         """Return the model of no rows."""
         return cls(
@@ -131,12 +136,15 @@ class Model:
             np.zeros(d),
             np.full(d_v, np.inf),
             np.full(d_v, -np.inf),
+            QuadraticMoments.empty(d, d_v + 1) if polynomial else None,
         )
 
     @property
     def kind(self) -> str:
         """Name of the model of the rest."""
-        return "closure" if self.landmarks is None else "embedding"
+        if self.landmarks is not None:
+            return "embedding"
+        return "closure" if self.quadratic is None else "polynomial"
 
     @property
     def order(self) -> int | None:
@@ -159,12 +167,15 @@ class Model:
         state = replace(self, exact=pool.taken(keep), landmarks=landmarks)
         if not len(rest):
             return state
-        moments = self.moments
+        moments, quadratic = self.moments, self.quadratic
         if moments is not None:
             moments = moments.add(rest.keys, rest.values, rest.weights)
+        if quadratic is not None:
+            quadratic = quadratic.add(rest.keys, augmented(rest.values, rest.weights))
         return replace(
             state,
             moments=moments,
+            quadratic=quadratic,
             mass=self.mass + float(rest.weights.sum()),
             key_sum=self.key_sum + rest.weights @ rest.keys,
             low=np.minimum(self.low, rest.values.min(axis=0)),
@@ -205,6 +216,7 @@ class Model:
             exact=exact,
             landmarks=None if self.landmarks is None else self.landmarks.times(factor),
             moments=None if self.moments is None else self.moments.times(factor),
+            quadratic=None if self.quadratic is None else self.quadratic.times(factor),
             mass=self.mass * factor,
             key_sum=self.key_sum * factor,
         )
@@ -221,7 +233,9 @@ class Model:
 
     def as_closure(self, capacity: int) -> Self:
         """Return the model whose rest is known by its moments alone; there must be moments."""
-        return replace(self, landmarks=None, rows=0, capacity=capacity, threshold=0.0)
+        return replace(
+            self, landmarks=None, quadratic=None, rows=0, capacity=capacity, threshold=0.0
+        )
 
     def _emptied(self) -> Self:
         """Return the same model of no rows."""
@@ -236,6 +250,7 @@ class Model:
             threshold=self.threshold,
             landmarks=landmarks,
             certified=self.moments is not None,
+            polynomial=self.quadratic is not None,
         )
 
     def _with_rest(self, other: Self, move: Move) -> Self:
@@ -253,11 +268,16 @@ class Model:
         if moments is not None and other.moments is not None:
             moved = (move.key_scale, move.key_shift, move.value_scale, move.value_shift, 1.0)
             moments = moments.merge(other.moments.moved(*moved))
+        quadratic = self.quadratic
+        if quadratic is not None and other.quadratic is not None:
+            theirs_ = other.quadratic.moved(move.key_scale, move.key_shift, move.of_values)
+            quadratic = quadratic.plus(theirs_)
         key_sum = other.key_sum * move.key_scale + other.mass * move.key_shift
         return replace(
             self,
             landmarks=landmarks,
             moments=moments,
+            quadratic=quadratic,
             mass=self.mass + other.mass,
             key_sum=self.key_sum + key_sum,
             low=np.minimum(self.low, other.low * move.value_scale + move.value_shift),
@@ -274,21 +294,26 @@ class Model:
         """
         log_normaliser, values = np.full(len(Q), -np.inf), np.zeros((len(Q), len(self.low)))
         if self.mass > 0.0 and self.landmarks is not None:
-            log_normaliser, values = self._embedded(Q, self.landmarks)
+            log_normaliser, values = self._floored(Q, *self.landmarks.sums(Q))
+        elif self.mass > 0.0 and self.moments is not None and self.quadratic is not None:
+            found = self.moments.spread(Q)
+            sums = self.quadratic.sums(Q, found.mean, found.variance)
+            log_normaliser, values = self._floored(Q, *sums)
         elif self.mass > 0.0 and self.moments is not None:
             log_normaliser, values = self.moments.closure(Q)
         some = np.full((len(Q), 1), float(self.mass > 0.0))
         return log_normaliser, np.concatenate([values, some], axis=1)
 
-    def _embedded(self, Q: FloatArray, landmarks: Landmarks) -> tuple[FloatArray, FloatArray]:
-        """Return logarithms of the normaliser (m,) and outputs (m, d_v) of an embedding.
+    def _floored(
+        self, Q: FloatArray, shift: FloatArray, sums: FloatArray
+    ) -> tuple[FloatArray, FloatArray]:
+        """Return logarithms of the normaliser (m,) and outputs (m, d_v) from estimated sums.
 
-        Where the embedding has only a share of Jensen's bound it is wrong at least by the rest: its
+        Where the estimate has only a share of Jensen's bound it is wrong at least by the rest: its
         output is taken times the square of the share, towards the centre of the values.
         """
         floor = np.log(self.mass) + Q @ (self.key_sum / self.mass)
         with np.errstate(all="ignore"):
-            shift, sums = landmarks.sums(Q)
             total = np.where(np.isfinite(sums[:, -1]), sums[:, -1], 0.0)
             log_normaliser = shift + np.log(np.maximum(total, 0.0))
             share = np.exp(np.minimum(2.0 * (log_normaliser - floor), 0.0))
@@ -310,6 +335,7 @@ class Model:
         d, d_v = len(self.key_sum), len(self.low)
         held = len(self.exact) * (d + d_v + 1) + d + 2 * d_v + 1
         held += 0 if self.moments is None else self.moments.size
+        held += 0 if self.quadratic is None else QuadraticMoments.floats(d, d_v + 1)
         if self.landmarks is not None:
             found = self.landmarks
             held += Landmarks.floats(len(found.keys), found.order, d, d_v + 1)
