@@ -170,9 +170,7 @@ def certificates(count, picture):
         found.setdefault(kind, []).append(np.stack([error, bound, mass, true_mass]))
         done += each
     print(f"{done:,} queries, 2 certificates each: {violated} violated")
-    print(
-        f"{'keys':>16} {'bound / error: 10 %':>20} {'50 %':>9} {'90 %':>9} {'covered':>10}"
-    )
+    print(f"{'keys':>16} {'bound / error: 10 %':>20} {'50 %':>9} {'90 %':>9} {'covered':>10}")
     for kind, parts in found.items():
         error, bound, mass, true_mass = np.concatenate(parts, axis=1)
         ratio = np.quantile(bound / np.maximum(error, 1e-12), [0.1, 0.5, 0.9])

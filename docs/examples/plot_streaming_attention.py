@@ -74,8 +74,8 @@ axis.legend()
 # %%
 # What is certain
 # ---------------
-# ``error_bound`` holds for each single query, whatever the stream was. It is tight for queries whose
-# logits differ little, and says no more than the box of the values where they differ much.
+# ``error_bound`` holds for each single query, whatever the stream was. It is tight for queries
+# whose logits differ little, and says no more than the box of the values where they differ much.
 # ``probe_error_`` is measured along the stream, and an estimate.
 
 scales = np.array([0.05, 0.1, 0.2, 0.4, 0.8, 1.6])
@@ -89,4 +89,5 @@ axis.axline((1e-3, 1e-3), (1, 1), color="k", lw=0.8)
 axis.set_xlabel("true error of a query")
 axis.set_ylabel("certified bound")
 axis.legend()
-print(f"measured on probes: {sketch.probe_error_:.4f}; on other queries: {error(sketch.transform(Q)):.4f}")
+print(f"measured on probes: {sketch.probe_error_:.4f}")
+print(f"on other queries: {error(sketch.transform(Q)):.4f}")
