@@ -52,11 +52,11 @@ def torch_attention(Q, K, V, threads):
         return best(lambda: attend(q, k, v), 1 if len(Q) * len(K) > 1e9 else 3)
 
 
-def report(n, n_keys, threads, rates):
+def report(n, n_keys, residual, threads, rates):
     rng = np.random.default_rng(0)
     K, Q = rng.standard_normal((n, D)), rng.standard_normal((max(TIMED, 1000), D))
     V = np.tanh(K)
-    att = lv.StreamingAttentionSketch(n_keys=n_keys)
+    att = lv.StreamingAttentionSketch(n_keys=n_keys, residual=residual)
     build = best(lambda: att.fit(K, V, queries=Q[:500]), 1)
     print(
         f"n = {n:,}, n_keys = {n_keys}, {threads} thread(s): build {build:.2f} s, "
@@ -85,6 +85,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rows", type=int, nargs="+", default=[65_536, 1_048_576])
     parser.add_argument("--n-keys", type=int, nargs="+", default=[256])
+    parser.add_argument("--residual", nargs="+", default=["closure", "embedding"])
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     args = parser.parse_args()
     for threads in args.threads:
@@ -94,7 +95,8 @@ def main():
             print(f"sgemm {rates[0] / 1e9:.0f}, dgemm {rates[1] / 1e9:.0f} GFLOP/s")
             for n in args.rows:
                 for n_keys in args.n_keys:
-                    report(n, n_keys, threads, rates)
+                    for residual in args.residual:
+                        report(n, n_keys, residual, threads, rates)
 
 
 if __name__ == "__main__":
