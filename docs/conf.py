@@ -24,7 +24,13 @@ extensions = [
 ]
 # calibration.rst, lp_measured.rst and attention_measured.rst are fragments that the theory pages include; examples/ is
 # what the gallery is made of
-exclude_patterns = ["_build", "examples", "calibration.rst", "lp_measured.rst", "attention_measured.rst"]
+exclude_patterns = [
+    "_build",
+    "examples",
+    "calibration.rst",
+    "lp_measured.rst",
+    "attention_measured.rst",
+]
 templates_path = ["_templates"]
 root_doc = "index"
 default_role = "py:obj"

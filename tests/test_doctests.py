@@ -25,10 +25,12 @@ def test_docstring_examples(name):
     "name",
     [
         "LeverageKeySelector",
+        "StreamingAttentionSketch",
         "attention",
         "heavy_attention",
         "leverage_scores",
         "load",
+        "sketched_attention",
         "universal_set",
     ],
 )

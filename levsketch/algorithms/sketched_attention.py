@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -12,12 +13,14 @@ from levsketch._typing import ArrayLike, FloatArray
 from levsketch.backends import backend_for
 from levsketch.backends.cpu import thread_count
 from levsketch.backends.interchange import like, result_dtype
-from levsketch.streaming.attention import AttentionPolicy, AttentionStream
-from levsketch.streaming.query_sample import query_sample
+from levsketch.streaming.attention import AttentionPolicy, AttentionStream, QuerySample
+from levsketch.streaming.query_sample import query_sample, scaled_queries
 
 from .attention_sketch import outputs
 from .inputs import check_problems, checked_scale, stacked
 
+# So many queries at most tell the law of all.
+_SAMPLE = 4096
 _RESIDUALS = ("auto", "embedding", "closure", "polynomial")
 
 
@@ -64,8 +67,8 @@ def sketched_attention(
     Raises
     ------
     ValueError
-        For NaN or infinity (with row and column), shapes that do not match, and parameters
-        out of range.
+        For NaN or infinity (with problem, row and column), shapes that do not match, and
+        parameters out of range.
 
     Notes
     -----
@@ -87,6 +90,7 @@ def sketched_attention(
     Q_, K_, V_ = stacked("Q", Q), stacked("K", K), stacked("V", V)
     check_problems(Q_, K_, V_)
     sample = Q_ if queries is None else stacked("queries", queries)
+    step = -(-sample.shape[-2] // _SAMPLE)
     if sample.shape[:-2] != K_.shape[:-2] or sample.shape[-1] != K_.shape[-1]:
         raise ValueError(
             f"queries of shape {sample.shape} and K of shape {K_.shape} must agree in their "
@@ -96,6 +100,8 @@ def sketched_attention(
         raise ValueError(f"residual must be one of {_RESIDUALS}, got {residual!r}.")
     d, d_v = K_.shape[-1], V_.shape[-1]
     s = checked_scale(scale, d)
+    if not (_is_whole(random_state) and random_state >= 0):
+        raise ValueError(f"random_state must be a whole number >= 0, got {random_state!r}.")
     policy = AttentionPolicy(
         check_count("n_keys", n_keys), None, residual, 1.0, s, int(random_state)
     )
@@ -103,13 +109,14 @@ def sketched_attention(
     out = np.empty((*Q_.shape[:-1], d_v), np.float32 if narrow else np.float64)
 
     def work(i: tuple[int, ...]) -> None:
-        asked = _finite("Q", Q_[i])
-        step = max(1, sample.shape[-2] // 4096)
-        known = query_sample(_finite("queries", sample[i][::step]), s)
+        asked = _finite("Q", Q_, i)
+        known = _law_of(asked[::step], s)
+        if queries is not None:
+            known = query_sample(_finite("queries", sample, i)[::step], s)
         stream = AttentionStream.empty(policy, d, d_v, known)
-        keys, values = _finite("K", K_[i]), _finite("V", V_[i])
+        keys, values = _finite("K", K_, i), _finite("V", V_, i)
         rows = np.concatenate([keys, values, np.ones((len(keys), 1))], axis=1)
-        out[i] = outputs(stream.update(backend_for(None), rows), asked * s)
+        out[i] = outputs(stream.update(backend_for(None), rows), scaled_queries(asked, s))
 
     problems = list(np.ndindex(K_.shape[:-2]))
     threads = min(len(problems), thread_count(K_.size * policy.n_keys))
@@ -121,8 +128,21 @@ def sketched_attention(
     return like(out, Q)
 
 
-def _finite(name: str, X: Any) -> FloatArray:
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool)
+
+
+def _law_of(Q: FloatArray, scale: float) -> QuerySample | None:
+    """Return what is known of queries; nothing of such as leave the range of float64."""
+    try:
+        return query_sample(Q, scale)
+    except ValueError:
+        return None
+
+
+def _finite(name: str, stack: Any, i: tuple[int, ...]) -> FloatArray:
+    """Return one problem of a stack in float64, finite."""
     with np.errstate(over="ignore"):
-        wide = np.ascontiguousarray(X, np.float64)
-    check_finite(wide, name=name)
+        wide = np.ascontiguousarray(stack[i], np.float64)
+    check_finite(wide, name=f"{name}[{', '.join(map(str, i))}]" if i else name)
     return wide

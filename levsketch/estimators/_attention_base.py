@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from numbers import Integral
+from collections.abc import Iterator
 from typing import Any, Self
 
 import numpy as np
@@ -24,11 +24,14 @@ from levsketch.streaming import attention_io, polynomial_io
 from levsketch.streaming.attention import AttentionPolicy, AttentionStream
 from levsketch.streaming.key_value_moments import KeyValueMoments
 from levsketch.streaming.polynomial import PolynomialPolicy, PolynomialStream
+from levsketch.streaming.quadratic import QuadraticMoments
 from levsketch.streaming.query_sample import query_sample, scaled_queries
 
 from ._attention_input import Batch, checked
 from ._base import StreamEstimator
 
+# Queries of a stream are answered in blocks of so many: products of other sizes have other bits.
+_QUERIES = 1024
 # What moments may take unless told otherwise.
 _MOST_MEMORY = 2**30
 
@@ -82,7 +85,7 @@ class AttentionEstimator(StreamEstimator):
 
     def _params_of(self, policy: Any) -> dict[str, Any]:
         held: dict[str, Any] = {}
-        if isinstance(self.sparsity, Integral) and self.sparsity >= 1:
+        if isinstance(self.sparsity, (int, np.integer)) and self.sparsity >= 1:
             held["sparsity"] = int(self.sparsity)  # no stream depends on it
         if isinstance(policy, AttentionPolicy):
             return held | policy._asdict()
@@ -224,9 +227,9 @@ class AttentionEstimator(StreamEstimator):
             )
         if _sketched_apart(mine, other):
             raise ValueError(
-                f"cannot merge: max_memory={8 * mine.policy.floats} is too little for the monomials "
-                f"of degree={mine.policy.degree}, which are sketched about the mean of the first "
-                "rows of each stream; raise it, or lower the degree."
+                f"cannot merge: max_memory={8 * mine.policy.floats} is too little for the "
+                f"monomials of degree={mine.policy.degree}, which are sketched about the mean of "
+                "the first rows of each stream; raise it, or lower the degree."
             )
         return mine.merge(backend_for(None), other)
 
@@ -246,22 +249,41 @@ class AttentionEstimator(StreamEstimator):
         """Return outputs (m, d_v) in the library and the dtype that queries ask for."""
         stream = self._fitted_stream()
         Q, dtype = self._queries(stream, X)
+        found, beyond = self._outputs(stream, Q)
+        self._tell(stream, beyond, len(Q))
         most = np.finfo(dtype).max  # float32 queries may meet values beyond it
-        found = np.clip(self._outputs(stream, Q), -most, most)
-        return like(found.astype(dtype, copy=False), X)
+        return like(np.clip(found, -most, most).astype(dtype, copy=False), X)
 
-    def _outputs(self, stream: Any, Q: FloatArray) -> FloatArray:
-        """Return outputs, warning of queries beyond the range of the polynomials."""
+    def _output_blocks(self, stream: Any, Q_blocks: Any) -> Iterator[FloatArray]:
+        """Return outputs of queries that stream by: the same bits, in whatever blocks they come."""
+        held, beyond, count = np.zeros((0, stream.n_features)), 0, 0
+        for block in [Q_blocks] if hasattr(Q_blocks, "shape") else Q_blocks:
+            held = np.concatenate([held, self._queries(stream, block)[0]])
+            whole = len(held) // _QUERIES * _QUERIES
+            if whole:
+                found, more = self._outputs(stream, held[:whole])
+                held, beyond, count = held[whole:], beyond + more, count + whole
+                yield found
+        found, more = self._outputs(stream, held)
+        yield found
+        self._tell(stream, beyond + more, count + len(held))
+
+    @staticmethod
+    def _outputs(stream: Any, Q: FloatArray) -> tuple[FloatArray, int]:
+        """Return outputs, and how many queries are beyond the range of polynomials."""
         if isinstance(stream, AttentionStream):
-            return attention_sketch.outputs(stream, Q)
-        found, beyond = polynomial_attention.outputs(stream, Q)
+            return attention_sketch.outputs(stream, Q), 0
+        return polynomial_attention.outputs(stream, Q)
+
+    @staticmethod
+    def _tell(stream: Any, beyond: int, count: int) -> None:
+        """Warn of queries beyond the range of polynomials."""
         if beyond:
             warn_caller(
-                f"{beyond} of {len(Q)} queries may have logits that no polynomial of degree "
+                f"{beyond} of {count} queries may have logits that no polynomial of degree "
                 f"{stream.policy.degree} follows: their outputs are inside the box of the "
                 "values, and nothing more is certified (error_bound tells)."
             )
-        return found
 
     # -- files
 
@@ -288,10 +310,11 @@ class AttentionEstimator(StreamEstimator):
 
 def _check_memory(policy: AttentionPolicy, d: int, d_v: int) -> None:
     """Refuse a budget in bytes that has no room for the smallest sketch."""
-    # frame, mean, box of the values; then second moments, or one landmark and a constant trend
+    # frame, mean, box of the values; then moments, or one landmark and a constant trend
     held = 2 * d + 3 * d_v + 1
-    if policy.residual == "closure":
+    if policy.residual in ("closure", "polynomial"):
         held += KeyValueMoments.floats(d, d_v)
+        held += QuadraticMoments.floats(d, d_v + 1) if policy.residual == "polynomial" else 0
     else:
         held += d + 2 * (d_v + 1)
     if policy.max_memory is not None and policy.max_memory < 8 * held:

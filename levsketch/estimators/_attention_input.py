@@ -1,4 +1,4 @@
-"""Keys, values, weights and sample queries as one batch of rows, checked so that nothing changes."""
+"""Keys, values, weights and sample queries of one call, checked so that nothing changes."""
 
 from __future__ import annotations
 

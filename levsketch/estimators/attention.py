@@ -26,8 +26,11 @@ _MOST_QUERIES = 2**40
 
 
 class StreamingAttentionSketch(
-    ClassNamePrefixFeaturesOutMixin, TransformerMixin, RegressorMixin, AttentionEstimator
-):  # type: ignore[misc]
+    ClassNamePrefixFeaturesOutMixin,  # type: ignore[misc]
+    TransformerMixin,  # type: ignore[misc]
+    RegressorMixin,  # type: ignore[misc]
+    AttentionEstimator,
+):
     """Answer softmax attention over all keys and values seen, from a fixed number of floats.
 
     ``fit`` reads keys K and values V once. ``transform`` maps queries to
@@ -182,8 +185,8 @@ class StreamingAttentionSketch(
             Keys.
         y : array (n, d_v) or (n,)
             Values.
-        sample_weight : array (n,), optional
-            Weights >= 0: a row of weight w counts like w copies of it.
+        sample_weight : array (n,) or float, optional
+            Weights >= 0: a row of weight w counts like w copies of it, of one age.
         queries : array (m, d), optional
             Sample queries: the sketch is then made for their law, and probes are among
             them. They need not be the queries that are asked later, nor many.
@@ -195,8 +198,8 @@ class StreamingAttentionSketch(
         Raises
         ------
         ValueError
-            For NaN or infinity (with row and column), shapes that do not match, weights < 0,
-            and parameters out of range. The estimator is then as it was before.
+            For NaN or infinity (with row and column), shapes that do not match, weights that are
+            negative or all zero, and parameters out of range. Nothing has changed then.
         """
         return self._absorb(Batch(X, y, sample_weight, queries), fresh=True)
 
@@ -218,7 +221,7 @@ class StreamingAttentionSketch(
         Raises
         ------
         ValueError
-            As `fit`. No row of the batch is then absorbed.
+            As `fit`, but for weights that are all zero. No row of the batch is then absorbed.
         LevsketchStateError
             If a parameter changed since the stream began, if queries come late, or if two
             threads are at it.
@@ -343,16 +346,14 @@ class StreamingAttentionSketch(
         """
         stream = self._fitted_stream()
         k = self.sparsity if k is None else k
-        blocks = [Q_blocks] if hasattr(Q_blocks, "shape") else Q_blocks
         shape = CountSketch.for_recovery(k, 0.125, _MOST_QUERIES, 0.01, seed=0)
         sketch = OutputSketch.make(
             stream.n_outputs, depth=shape.depth, width=shape.width, seed=int(self.random_state)
         )
-        for block in blocks:
-            Q, _ = self._queries(stream, block)
-            sketch = sketch.update(self._outputs(stream, Q))
-        zero = self._outputs(stream, np.zeros((1, stream.n_features)))[0]
-        return recover_columns(sketch, k, [zero])
+        for outputs in self._output_blocks(stream, Q_blocks):
+            sketch = sketch.update(outputs)
+        idle, _ = self._outputs(stream, np.zeros((1, stream.n_features)))
+        return recover_columns(sketch, k, [idle[0]])
 
     # -- what is remembered
 

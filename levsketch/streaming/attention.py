@@ -131,7 +131,7 @@ class AttentionStream(BlockStream):
             held += self.probes.queries.nbytes + self.probes.shift.nbytes + self.probes.sums.nbytes
         if self.queries is not None:
             held += sum(part.nbytes for part in self.queries)
-        return held + 16 * (self.n_features + self.n_outputs)
+        return held + 8 * (self.n_features + self.n_outputs)
 
     def update(self, backend: Backend, X: Rows) -> AttentionStream:
         """Return the state after the rows ``X``; see `BlockStream.update`.

@@ -36,6 +36,9 @@ _POLICY: Fields = {
     "decay": (float, 5e-324, 1.0),
     "random_state": (int, 0, _ANY),
 }
+# What is in a frame has no larger entries: 2**300 that rows may grow by, times 2**50 that values
+# are stretched by, with room.
+_LARGEST = 2.0**400
 _RESIDUALS = ("auto", "embedding", "closure", "polynomial")
 _META: Fields = {
     "n_features": (int, 1, 2**31),
@@ -43,10 +46,11 @@ _META: Fields = {
     "n_seen": (int, 1, MAX_ROWS),
 }
 _FRAME: Fields = {
-    "key_power": (int, -2000, 2000),
-    "value_power": (int, -2000, 2000),
-    "weight_power": (int, -2000, 2000),
-    "spread_power": (int, -2000, 2000),
+    # exponents of float64, and of spreads from 2**-50 to the root of a number of columns
+    "key_power": (int, -1100, 1100),
+    "value_power": (int, -1100, 1100),
+    "weight_power": (int, -1100, 1100),
+    "spread_power": (int, -50, 50),
 }
 _MODEL: Fields = {
     "capacity": (int, 0, MAX_ROWS),
@@ -135,7 +139,7 @@ def from_arrays(meta: Mapping[str, Any], arrays: Arrays) -> AttentionStream:
 
 
 def _model_to_arrays(model: Model) -> tuple[dict[str, Any], Arrays]:
-    fields: dict[str, Any] = {name: getattr(model, name) for name in _MODEL}
+    fields: dict[str, Any] = {n: kind(getattr(model, n)) for n, (kind, _, _) in _MODEL.items()}
     fields |= {"landmarks": None, "moments": None, "polynomial": model.quadratic is not None}
     exact, empty = model.exact, model.mass == 0.0
     held = (exact.keys, exact.values, exact.weights, exact.index, model.key_sum)
@@ -326,11 +330,13 @@ def _check_model(model: Model, d: int, d_v: int, n: int) -> None:
         and model.low.shape == model.high.shape == (d_v,)
     )
     require(fits, "an array has the wrong shape")
+    require(_inside(exact.keys, exact.values), "exact keys or values are outside the frame")
     known = m <= model.capacity and (exact.weights > 0).all()
     known = known and ((exact.index >= 0) & (exact.index < n)).all()
     require(known and len(np.unique(exact.index)) == m, "exact keys are no rows of the stream")
     empty = model.mass == 0.0
-    require(empty or (model.low <= model.high).all(), "the box of values is empty")
+    boxed = (model.low <= model.high).all() and _inside(model.low, model.high)
+    require(empty or boxed, "the box of values is empty")
     if model.landmarks is not None:
         found, k = model.landmarks, len(model.landmarks.keys)
         fits = (
@@ -341,19 +347,27 @@ def _check_model(model: Model, d: int, d_v: int, n: int) -> None:
         )
         require(fits, "an array has the wrong shape")
         require(k <= found.size, "there are too many landmarks")
+        require(_inside(found.keys), "landmarks are outside the frame")
         require(not (empty and (k or found.has_trend)), "landmarks are of no rows")
     if model.quadratic is not None:
-        known, held = model.quadratic, QuadraticMoments.empty(d, d_v + 1)
+        sums = model.quadratic
         fits = (
             model.landmarks is None
-            and known.zeroth.shape == held.zeroth.shape
-            and known.first.shape == held.first.shape
-            and known.second.shape == held.second.shape
+            and sums.zeroth.shape == (d_v + 1,)
+            and sums.first.shape == (d, d_v + 1)
+            and sums.second.shape == (d * (d + 1) // 2, d_v + 1)
         )
         require(fits, "an array has the wrong shape")
+        nothing = not (sums.zeroth.any() or sums.first.any() or sums.second.any())
+        require(nothing or not empty, "moments are of no rows")
     if model.moments is not None:
         about = model.moments
         fits = about.key_sum.shape == (d,) and about.value_sum.shape == (d_v,)
         require(fits, "an array has the wrong shape")
         rows = about.count
         require((rows == 0) == empty and rows + m <= n, "the counts contradict each other")
+
+
+def _inside(*parts: FloatArray) -> bool:
+    """Return whether all entries are of a size that a frame holds."""
+    return all(bool((np.abs(part) <= _LARGEST).all()) for part in parts)

@@ -171,7 +171,8 @@ class Model:
         if moments is not None:
             moments = moments.add(rest.keys, rest.values, rest.weights)
         if quadratic is not None:
-            quadratic = quadratic.add(rest.keys, augmented(rest.values, rest.weights))
+            with np.errstate(over="ignore", invalid="ignore"):
+                quadratic = quadratic.add(rest.keys, augmented(rest.values, rest.weights))
         return replace(
             state,
             moments=moments,
@@ -270,8 +271,9 @@ class Model:
             moments = moments.merge(other.moments.moved(*moved))
         quadratic = self.quadratic
         if quadratic is not None and other.quadratic is not None:
-            theirs_ = other.quadratic.moved(move.key_scale, move.key_shift, move.of_values)
-            quadratic = quadratic.plus(theirs_)
+            with np.errstate(over="ignore", invalid="ignore"):
+                theirs_ = other.quadratic.moved(move.key_scale, move.key_shift, move.of_values)
+                quadratic = quadratic.plus(theirs_)
         key_sum = other.key_sum * move.key_scale + other.mass * move.key_shift
         return replace(
             self,

@@ -136,12 +136,15 @@ class Landmarks:
         return self if len(self.keys) <= self.size else self._compressed(None)
 
     def sums(self, Q: FloatArray) -> tuple[FloatArray, FloatArray]:
-        """Return t (m,) and S (m, c) with ``F(q_i) = exp(t_i) S_i`` for queries (m, d)."""
+        """Return t (m,) and S (m, c) with ``F(q_i) = exp(t_i) S_i`` for queries (m, d).
+
+        S is not finite after an overflow: of a trend of large slope at a long query.
+        """
         shift, sums = softmax_sums(Q, self.keys, self.weights)
         if not self.has_trend:
             return shift, sums
         top = np.maximum(shift, 0.0)
-        with np.errstate(under="ignore"):
+        with np.errstate(over="ignore", under="ignore", invalid="ignore"):
             sums = sums * np.exp(shift - top)[:, None]
             sums += (self.constant + Q @ self.slope) * np.exp(-top)[:, None]
         return top, sums
@@ -174,13 +177,18 @@ class Landmarks:
         trend = [a - b for a, b in zip(before, after, strict=True)]
         if moved is not None:
             trend = [a + b for a, b in zip(trend, _hermite_of_trend(law, moved), strict=True)]
-        constant, slope = law.to_query_space(trend[0], trend[1] * self.order)
+        with np.errstate(over="ignore", invalid="ignore"):
+            constant, slope = law.to_query_space(trend[0], trend[1] * self.order)
+            constant, slope = self.constant + constant, self.slope + slope
+        if not (np.isfinite(constant).all() and np.isfinite(slope).all()):
+            # keys, values and weights that grew by 2**300 each have no trend in float64
+            constant, slope = np.zeros_like(constant), np.zeros_like(slope)
         return replace(
             self,
             keys=np.concatenate([self.keys[far], places]),
             weights=np.concatenate([self.weights[far], new]),
-            constant=self.constant + constant,
-            slope=self.slope + slope,
+            constant=constant,
+            slope=slope,
         )
 
     def _fitting_law(self, moved: _MovedTrend | None) -> tuple[QueryLaw, BoolArray]:

@@ -20,6 +20,7 @@ def scaled_queries(Q: FloatArray, scale: float) -> FloatArray:
 
     Those that leave the range of float64 become shorter by a power of two, all entries alike.
     """
+    Q = np.ascontiguousarray(Q)  # the bits of products depend on the order of entries in memory
     with np.errstate(over="ignore", under="ignore"):
         scaled = Q * scale
         far = ~np.isfinite(scaled).all(axis=1)
@@ -43,6 +44,7 @@ def query_sample(Q: FloatArray | None, scale: float) -> QuerySample | None:
     """
     if Q is None:
         return None
+    Q = np.ascontiguousarray(Q)
     with np.errstate(over="ignore", under="ignore", invalid="ignore"), serial_blas():
         scaled = Q * scale
         mean = scaled.mean(axis=0)

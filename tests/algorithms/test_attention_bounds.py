@@ -13,6 +13,7 @@ from oracles import U
 from levsketch.algorithms.attention_bounds import (
     box_error,
     covered_mass,
+    covered_mass_of_model,
     error_bound,
     error_bound_of_model,
     exact_part,
@@ -130,6 +131,26 @@ def test_errors_are_of_second_order_in_small_logits():
         found.append(np.median(error_bound(Q, moments.closure(Q)[1], none, moments)))
     assert found[1] < found[0] / 90
     assert found[0] < 4e-4
+
+
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+def test_what_the_exact_part_may_be_off_by_is_allowed_for(sign):
+    K, V, Q = gaussian(1e-3, n=100)
+    V[:50] += 10.0
+    moments, kept = nothing(K, V).add(K[50:], V[50:]), exact_part(Q, K[:50], V[:50])
+    output = truth(Q, K, V, np.ones(100)).outputs.astype(float)
+    off = kept._replace(
+        log_normaliser=kept.log_normaliser + 0.3 * sign, log_error=kept.log_error + 0.3
+    )
+    share = 1.0 / (1.0 + np.exp(off.log_normaliser - moments.closure(Q)[0]))[:, None]
+    guess = (1.0 - share) * kept.mean_value + share * moments.closure(Q)[1]
+    error = row_length(guess - output)
+    assert (error_bound(Q, guess, kept, moments) >= error).all()
+    assert (error_bound(Q, guess, off, moments) >= error).all()
+    assert np.median(error_bound(Q, guess, off, moments) / error) < 1.5
+    off = kept._replace(mean_value=kept.mean_value + sign, value_error=kept.value_error + 3**0.5)
+    guess = 0.5 * off.mean_value + 0.5 * moments.closure(Q)[1]
+    assert (error_bound(Q, guess, off, moments) >= row_length(guess - output)).all()
 
 
 def test_large_logits_degrade_to_the_box():
@@ -254,7 +275,12 @@ def test_bounds_of_a_model_are_those_of_its_parts():
     model = SimpleNamespace(mass=1950.0, moments=moments, low=box[0], high=box[1])
     found = error_bound_of_model(Q, guess, exact, *sums, model)
     np.testing.assert_allclose(found, error_bound(Q, guess, part, moments), rtol=1e-12)
+    upper = normaliser_bounds(moments, Q).upper
+    expected = covered_mass(part.log_normaliser, upper, part.log_error)
+    np.testing.assert_array_equal(covered_mass_of_model(Q, exact, *sums, model), expected)
     model.moments = None
+    assert not covered_mass_of_model(Q, exact, *sums, model).any()
+    assert (covered_mass_of_model(Q, exact, *sums, None) == 1.0).all()
     alone = error_bound(Q, guess, part, nothing(K, V))
     found = error_bound_of_model(Q, guess, exact, *sums, model)
     np.testing.assert_allclose(found, np.maximum(box_error(guess, *box), alone), rtol=1e-12)

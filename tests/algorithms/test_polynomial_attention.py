@@ -1,5 +1,6 @@
 """Attention from moments: no certificate is ever violated, powers are exact, scales are free."""
 
+import functools
 import itertools
 
 import numpy as np
@@ -77,7 +78,8 @@ def truth(K, V, Q, w=None, power=None):
     else:
         x = Q @ K.T.astype(wide)
         top = np.abs(x).max(axis=1, keepdims=True)
-        weights = (x / np.where(top > 0, top, 1)) ** power
+        square = (x / np.where(top > 0, top, 1)) ** 2
+        weights = functools.reduce(np.multiply, [square] * (power // 2))
         loss = np.full(len(Q), WIDE)
     weights = weights if w is None else weights * w
     total = weights.sum(axis=1, keepdims=True)
@@ -99,7 +101,7 @@ def values_of(K, rng, columns=3):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@settings(max_examples=25)
+@settings(max_examples=20)
 @given(
     st.integers(0, 2**32 - 1),
     st.sampled_from([2, 4, 6]),
@@ -108,7 +110,7 @@ def values_of(K, rng, columns=3):
 )
 @example(0, 2, 1500, "decay")
 def test_no_certificate_is_violated(kind, seed, degree, n, rows):
-    # 9 kinds x 25 examples x 60 queries
+    # 9 kinds x 20 examples x 60 queries
     rng = np.random.default_rng(seed)
     K, w, decay = keys_of(kind, n, rng), np.ones(n), 1.0
     V, Q = values_of(K, rng), queries_of(K, rng)
@@ -300,11 +302,11 @@ def test_powers_are_exact_for_any_number_of_rows(p, n):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@settings(max_examples=15)
+@settings(max_examples=10)
 @given(st.integers(0, 2**32 - 1), st.sampled_from([2, 4, 6]), st.sampled_from([1, 600, 1500]))
 @example(0, 2, 600)
 def test_no_certificate_of_powers_is_violated(kind, seed, p, n):
-    # 9 kinds x 15 examples x 60 queries
+    # 9 kinds x 10 examples x 60 queries
     rng = np.random.default_rng(seed)
     K, decay = keys_of(kind, n, rng), float(rng.choice([1.0, 0.99]))
     V, Q = values_of(K, rng), queries_of(K, rng)
@@ -352,10 +354,10 @@ def test_a_key_alone_in_its_direction_answers_for_it():
 @pytest.mark.parametrize("sketch", ["ams", "gaussian", "countsketch"])
 def test_sketched_rows_answer_within_a_few_deviations(sketch):
     rng = np.random.default_rng(11)
-    K = rng.standard_normal((1500, WIDTH))
+    K = rng.standard_normal((700, WIDTH))
     V, Q = np.tanh(K[:, :2]) + 5, rng.standard_normal((10, WIDTH)) * 0.25
     true, _ = truth(K, V, Q)
-    size, seeds = 400, 30
+    size, seeds = 200, 20
     weights = np.exp(Q @ (K - K.mean(axis=0)).T)
     spread = np.linalg.norm(weights - weights.mean(axis=1, keepdims=True), axis=1)
     deviation = np.sqrt(2 / size) * spread / weights.sum(axis=1)

@@ -247,6 +247,12 @@ def test_sketches_with_centers_of_their_own_do_not_merge():
         with pytest.raises(ValueError, match="center differs"):
             one.merge(BACKEND, other)
         assert (bytes_of(one), bytes_of(other)) == before
+    # few rows have no center yet: they take that of the others
+    one = empty("sketched").update(BACKEND, X[:100])
+    other = empty("sketched").update(BACKEND, X + 1.0 * (np.arange(6) < 5))
+    for both in (one.merge(BACKEND, other), other.merge(BACKEND, one)):
+        assert (both.memory.moments.center == other.memory.moments.center).all()
+        assert both._flushed().answering.moments.n_rows == 700
     fixed = [empty("sketched", center=np.ones(3)).update(BACKEND, X + i) for i in range(2)]
     assert fixed[0].merge(BACKEND, fixed[1]).answering.moments.n_rows > 1000
     for one, other in ((empty("power"), empty("softmax")), (empty("ams"), empty("gaussian"))):
