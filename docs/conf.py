@@ -22,8 +22,8 @@ extensions = [
     "numpydoc",
     "sphinx_gallery.gen_gallery",
 ]
-# calibration.rst, lp_measured.rst and attention_measured.rst are fragments that the theory pages include; examples/ is
-# what the gallery is made of
+# the fragments named here are included by the theory pages; examples/ is what the gallery is
+# made of
 exclude_patterns = [
     "_build",
     "examples",

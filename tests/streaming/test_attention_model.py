@@ -228,7 +228,13 @@ def test_a_model_reads_the_same_in_another_frame(seed, kind, power, centred):
     rows, rng = drawn(seed), np.random.default_rng(seed + 1)
     state = in_blocks(model(kind), rows)
     centres = (0.3 * centred * rng.standard_normal(c) for c in (3, 2))
-    there = Frame(power, -power, 2, 3, *(np.ldexp(c, e) for c, e in zip(centres, (-power, power))))
+    there = Frame(
+        power,
+        -power,
+        2,
+        3,
+        *(np.ldexp(c, e) for c, e in zip(centres, (-power, power), strict=True)),
+    )
     joint = there.joined(HERE)
     moved = state.moved(joint.move(HERE), 7)
     np.testing.assert_array_equal(np.sort(moved.exact.index), np.sort(state.exact.index + 7))
