@@ -121,7 +121,7 @@ class StreamingAttentionSketch(
     >>> for keys, values in zip(np.split(K, 10), np.split(V, 10)):
     ...     sketch = sketch.partial_fit(keys, values)
     >>> error = sketch.transform(Q) - lv.attention(Q, K, V)
-    >>> bool(np.abs(error).max() < 0.03)
+    >>> bool(np.abs(error).max() < 0.1)
     True
     >>> bool((np.linalg.norm(error, axis=1) <= sketch.error_bound(Q)).all())
     True

@@ -178,11 +178,14 @@ class AttentionStream(BlockStream):
             return mine
         if not self.has_weight:
             stay = theirs.frame.move(theirs.frame)
-            return theirs._replace(models=tuple(m.moved(stay, rows) for m in theirs.models))
+            law = self.law_of_queries(theirs.frame)
+            moved = (m.with_law(law).moved(stay, rows) for m in theirs.models)
+            return theirs._replace(models=tuple(moved))
         frame = mine.frame.joined(theirs.frame)
         here, there = frame.move(mine.frame), frame.move(theirs.frame)
+        law = self.law_of_queries(frame)
         models = [
-            (a if here.stays else a.moved(here, 0)).merge(b, there, rows)
+            (a if here.stays else a.with_law(law).moved(here, 0)).merge(b, there, rows)
             for a, b in self._pairs(theirs.models)
         ]
         probes = mine.probes.moved(here).merge(theirs.probes.moved(there))

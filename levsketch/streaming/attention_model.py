@@ -163,7 +163,8 @@ class Model:
         rest, landmarks = pool.taken(~keep), self.landmarks
         if landmarks is not None:
             room = replace(landmarks, size=self.rows - int(keep.sum()))
-            landmarks = room.add(rest.keys, augmented(rest.values, rest.weights)).compressed()
+            landmarks = room.add(rest.keys, augmented(rest.values, rest.weights))
+            landmarks = landmarks.compressed(len(rest))
         state = replace(self, exact=pool.taken(keep), landmarks=landmarks)
         if not len(rest):
             return state
@@ -231,6 +232,12 @@ class Model:
     def moved(self, move: Move, rows: int) -> Self:
         """Return the model in another frame, the numbers of its rows shifted by ``rows``."""
         return self._emptied().merge(self, move, rows)
+
+    def with_law(self, queries: tuple[FloatArray, FloatArray] | None) -> Self:
+        """Return the model with another law of queries for what comes."""
+        if self.landmarks is None:
+            return self
+        return replace(self, landmarks=replace(self.landmarks, queries=queries))
 
     def as_closure(self, capacity: int) -> Self:
         """Return the model whose rest is known by its moments alone; there must be moments."""

@@ -20,6 +20,8 @@ from .query_law import QueryLaw, RemainderKernel
 # larger. With 40, errors were up to 40 times as large for keys with the tails of Student's t(3)
 # (0.85 against 0.02), and 25 times for keys that grow tenfold along the stream.
 _FAR, _TILTED = 8.0, 32.0
+# Fresh rows make the law if they are this many for each column.
+_FEWEST_ROWS = 4
 # The law is made narrower by this factor at most, and twice at most: else keys whose weight is
 # next to nothing would take the shape of all others from it.
 _NARROWEST = 1e-6
@@ -131,9 +133,13 @@ class Landmarks:
         constant, slope = self.constant + other.constant, self.slope + other.slope
         return replace(both, constant=constant, slope=slope).compressed()
 
-    def compressed(self) -> Landmarks:
-        """Return the functions with at most ``size`` landmarks; unchanged if there are no more."""
-        return self if len(self.keys) <= self.size else self._compressed(None)
+    def compressed(self, fresh: int = 0) -> Landmarks:
+        """Return the functions with at most ``size`` landmarks; unchanged if there are no more.
+
+        The last ``fresh`` keys are rows of the stream as they came: if they are many, their
+        covariance makes the law.
+        """
+        return self if len(self.keys) <= self.size else self._compressed(None, fresh)
 
     def sums(self, Q: FloatArray) -> tuple[FloatArray, FloatArray]:
         """Return t (m,) and S (m, c) with ``F(q_i) = exp(t_i) S_i`` for queries (m, d).
@@ -151,9 +157,9 @@ class Landmarks:
 
     # -- compression
 
-    def _compressed(self, moved: _MovedTrend | None) -> Landmarks:
+    def _compressed(self, moved: _MovedTrend | None, fresh: int = 0) -> Landmarks:
         """Return the projection; ``moved`` is a trend about another centre to be taken in."""
-        law, far = self._fitting_law(moved)
+        law, far = self._fitting_law(moved, fresh)
         weights, size = self.weights[~far], self.size - int(far.sum())
         keys = _within_reach(law, self.keys[~far])
         x, t = law.coordinates(keys)
@@ -191,15 +197,22 @@ class Landmarks:
             slope=slope,
         )
 
-    def _fitting_law(self, moved: _MovedTrend | None) -> tuple[QueryLaw, BoolArray]:
+    def _fitting_law(self, moved: _MovedTrend | None, fresh: int = 0) -> tuple[QueryLaw, BoolArray]:
         """Return the law of queries for the keys held, and which keys are far out under it.
+
+        The covariance is that of fresh rows, whose weights are weights. Those of landmarks may
+        cancel and say nothing of a spread; where rows are few, the places of all keys do, each
+        counted once: chosen to reach far, they make the law rather too narrow than too wide.
 
         Keys far out stay as they are, but at most half of the landmarks can be such: the spread
         of the law is reduced until no more are, nor the centre of a trend to be taken in.
         """
-        mass = np.abs(self.weights[:, -1])
+        count = fresh if fresh >= _FEWEST_ROWS * self.keys.shape[1] else len(self.keys)
+        keys = self.keys[len(self.keys) - count :]
+        mass = np.abs(self.weights[len(self.keys) - count :, -1]) if fresh == count else None
+        mass = np.ones(count) if mass is None else mass
         share = mass / max(float(mass.sum()), 1e-300)
-        covariance = (self.keys * share[:, None]).T @ self.keys
+        covariance = (keys * share[:, None]).T @ keys
         law = QueryLaw.estimate((covariance + covariance.T) / 2.0, self.queries)
         most = self.size // 2
         for _ in range(2):

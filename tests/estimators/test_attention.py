@@ -393,3 +393,14 @@ def test_memory_does_not_grow_with_the_rows():
     # whole blocks: no row waits; one model is left once all were tried
     assert max(sizes[1:]) <= 8000
     assert len(set(sizes[1:])) == 1
+
+
+def test_errors_fall_as_the_budget_grows_on_gaussian_keys():
+    rng = np.random.default_rng(0)
+    K, Q = rng.standard_normal((6000, 3)), rng.standard_normal((200, 3))
+    V = np.tanh(K[:, :2])
+    truth, found = attention(Q, K, V), []
+    for n_keys in (50, 100, 150, 256):
+        sketch = StreamingAttentionSketch(n_keys=n_keys, residual="embedding").fit(K, V)
+        found.append(np.linalg.norm(sketch.transform(Q) - truth) / np.linalg.norm(truth))
+    assert (np.diff(found) < 0).all()

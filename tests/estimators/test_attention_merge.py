@@ -340,3 +340,15 @@ def test_merges_of_batches_are_merges_of_shards(new):
     a, b = (stream(part, [3, 600], new) for part in parts)
     c, d = (fit((data.K[i:j], data.V[i:j]), new) for i, j in ((0, 1300), (1300, 2600)))
     assert (a | b).to_bytes() == (c | d).to_bytes()
+
+
+@pytest.mark.parametrize("name", ["auto", "embedding"])
+def test_merges_with_larger_keys_go_on_the_same_once_saved(name):
+    data = drawn(8, 2600)
+    a = fit((data.K[:1100], data.V[:1100]), SKETCHES[name], queries=data.Q)
+    b = fit((60 * data.K[1100:], data.V[1100:]), SKETCHES[name], queries=data.Q)
+    merged = a | b
+    loaded = type(merged).from_bytes(merged.to_bytes())
+    for sketch in (loaded, merged):
+        sketch.partial_fit(data.K, data.V)
+    assert loaded.to_bytes() == merged.to_bytes()

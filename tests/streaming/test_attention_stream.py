@@ -1,7 +1,5 @@
 """Attention streams: the same bytes in any batches, exact while small, merged, and never NaN."""
 
-import itertools
-
 import numpy as np
 import pytest
 from attention_streams import (
@@ -310,7 +308,7 @@ def test_whatever_comes_outputs_are_numbers_in_the_box_of_the_values(kind, shape
     live = w > 1e-300 * w.max()
     low, high = V[live].min(axis=0), V[live].max(axis=0)
     slack = 1e-13 * np.abs(V[live]).max()
-    for residual, told in itertools.product(RESIDUALS, (False, True)):
+    for residual, told in [*((residual, False) for residual in RESIDUALS), ("embedding", True)]:
         queries = sample_of(rng.standard_normal((64, d))) if told else None
         state = stream(K, V, w, policy(n_keys, residual), queries)
         found = outputs(state, Q)

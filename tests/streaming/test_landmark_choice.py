@@ -38,6 +38,13 @@ def explained(kernel, X, B, which):
     return float((parts**2 / values[good, None]).sum())
 
 
+def apart(kernel, X, which):
+    """Return the squared distance of each function from the span of some, and the largest norm."""
+    unit = np.eye(len(X))
+    left = [norm(kernel, X, e) - explained(kernel, X, e, which) for e in unit[:, :, None]]
+    return np.array(left), kernel.diagonal(X).max()
+
+
 def norm(kernel, X, B):
     return float(np.sum(B * (kernel(X, X) @ B)))
 
@@ -55,10 +62,11 @@ def test_each_row_explains_the_most_of_what_is_left(seed, n, d, order):
     whole = norm(kernel, X, B)
     for k, row in enumerate(found):
         before = found[:k]
-        gains = [
-            explained(kernel, X, B, [*before, j]) if j not in before else 0.0 for j in range(n)
-        ]
-        assert gains[row] >= max(gains) - 1e-6 * whole
+        left, top = apart(kernel, X, before)
+        # rounding decides over rows whose functions are nearly those chosen
+        free = np.flatnonzero(left > 1e-6 * top)
+        gains = {j: explained(kernel, X, B, [*before, j]) for j in {row, *free}}
+        assert gains[row] >= max(gains.values()) - 2e-5 * whole
     assert len(set(found)) == len(found) <= size
     # fewer rows only if they explain everything
     assert len(found) == size or explained(kernel, X, B, found) >= (1 - 1e-6) * whole

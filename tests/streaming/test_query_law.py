@@ -10,10 +10,18 @@ from hypothesis import strategies as st
 from oracles import U
 from quadrature import polynomials, quadrature
 
+from levsketch.backends.cpu import serial_blas
 from levsketch.streaming.query_law import QueryLaw, RemainderKernel
 
 SEEDS = st.integers(0, 2**32 - 1)
 SIZES = [1e-150, 1e-9, 1.0, 1e9, 1e90]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    """BLAS as streams call it: on matrices this small, threads cost more than they save."""
+    with serial_blas():
+        yield
 
 
 def covariance(rng, d, rank=None, size=1.0):
