@@ -164,6 +164,20 @@ def test_shards_of_other_units_meet_in_the_larger_ones(scale):
         np.testing.assert_allclose(found, truth, atol=0.1), heavy
 
 
+@pytest.mark.parametrize("scale", [1e-3, 1e3])
+def test_the_law_of_queries_is_in_the_units_of_the_joint_frame(scale):
+    K, V = smooth(0, 1200)
+    queries = sample_of(np.random.default_rng(1).standard_normal((400, 4)))
+    asked = policy(100, "embedding")
+    a, b = (stream(k, V, None, asked, queries) for k in (K, scale * K))
+    nothing = stream(K, V, np.zeros(1200), asked, queries)
+    for merged in (a.merge(CPU, b), b.merge(CPU, a), nothing.merge(CPU, b)):
+        mean, covariance = merged.models[0].landmarks.queries
+        power = 2.0**merged.frame.key_power
+        np.testing.assert_array_equal(mean, queries.mean * power)
+        np.testing.assert_array_equal(covariance, queries.covariance * power**2)
+
+
 def test_a_decided_stream_and_one_that_still_tries_agree_on_the_model_and_on_probes():
     K, V = smooth(0, 9 * 512)
     decided, trying = stream(K, V, asked=policy(100)), stream(K[:1000], V[:1000], asked=policy(100))

@@ -122,6 +122,7 @@ def test_a_trend_about_another_centre_is_projected_where_it_stands(order, shift)
         with law_in_use() as made:
             together = a.merge(b, moved)
         assert together.order == order
+        assert order > 0 or not together.slope.any()
         assert len(together.keys) <= 6
         law, far = made[0]
         if far.any():
