@@ -21,7 +21,7 @@ from levsketch.algorithms.attention_sketch import covered_mass, error_bound, out
 from levsketch.backends import cpu
 
 SEEDS = st.integers(0, 2**32 - 1)
-ASKED = dict.fromkeys(["queries", "rows of longest keys"], 0)
+ASKED = {"queries": 0}
 
 
 def clustered(rng, n, d):
@@ -65,7 +65,7 @@ def adversarial(rng, K, stream):
     lengths = np.linalg.norm(toward, axis=1, keepdims=True)
     toward /= np.where(lengths > 0, lengths, 1)
     size = np.sqrt((centred**2).sum(axis=1).mean())
-    sizes = np.array([0.01, 0.3, 1.0, 3.0, 10.0]) / size
+    sizes = np.array([0.03, 0.5, 2.0, 10.0]) / size
     found = np.concatenate([toward * s for s in sizes] + [-toward / size, np.zeros((1, d))])
     return found
 
@@ -73,10 +73,10 @@ def adversarial(rng, K, stream):
 @pytest.mark.parametrize("residual", RESIDUALS)
 @pytest.mark.parametrize("keys", KEYS, ids=lambda make: make.__name__)
 def test_certificates_hold_for_queries_made_to_break_them(keys, residual):
-    """More than 30,000 queries: the mass is never above the true one, the error never below."""
+    """48,048 queries: the mass is never above the true one, the bound never below the error."""
     for seed, decay in ((0, 1.0), (1, 0.999)):
         rng = np.random.default_rng(seed)
-        n, d = 1500, int(rng.integers(1, 6))
+        n, d = 1100, int(rng.integers(1, 6))
         K = keys(rng, n, d)
         V = np.stack([np.tanh(K.sum(axis=1)), rng.standard_normal(n)], axis=1) * 10.0 ** (2 * seed)
         w = rng.random(n) * (rng.random(n) < 0.9)
