@@ -29,7 +29,7 @@ from levsketch.functions.softmax import (
 from levsketch.linalg import NO_EXPONENT, column_exponents, scale_columns
 
 from .heavy import scaled_queries
-from .inputs import stacked
+from .inputs import check_problems, checked_scale, stacked
 
 # Queries of one task: more gain nothing (measured), fewer are more tasks for the threads.
 _QUERIES = 256
@@ -43,8 +43,6 @@ _LEAST_EXPONENT = -1000
 _WEIGHT_RANGE = 1400
 # Exponent up to which queries, and sums of their products with keys, cannot overflow.
 _SAFE = 1000
-# Far beyond it, FarLogits may lose what a logit needs.
-_MAX_SCALE = 1e100
 
 # Keys (n, d) and what is summed over them (n, d_v + 1), some rows at a time.
 Segments = Iterable[tuple[FloatArray, FloatArray]]
@@ -131,9 +129,9 @@ def attention(
     """
     function = _checked_function(f)
     queries, keys, values = stacked("Q", Q), stacked("K", K), stacked("V", V)
-    _check_shapes(queries, keys, values)
+    check_problems(queries, keys, values)
     d = queries.shape[-1]
-    s = _checked_scale(scale, d)
+    s = checked_scale(scale, d)
     weights = _checked_weights(sample_weight, keys.shape[:-1])
     narrow = all(result_dtype(X.dtype) == np.float32 for X in (queries, keys, values))
     shape = (*queries.shape[:-1], values.shape[-1])
@@ -344,28 +342,6 @@ def _checked_function(f: Any) -> ScoreFunction | None:
         f'f must be "softmax", a number p > 0, a ScoreFunction or one of {sorted(REGISTRY)}, '
         f"got {f!r}."
     )
-
-
-def _checked_scale(scale: Any, d: int) -> float:
-    """Return the factor of the products."""
-    if isinstance(scale, str):
-        if scale != "sqrt_d":
-            raise ValueError(f'scale must be "sqrt_d" or a number > 0, got {scale!r}.')
-        return 1.0 / math.sqrt(d)
-    return check_real("scale", scale, low=0.0, high=_MAX_SCALE, open_low=True)
-
-
-def _check_shapes(Q: Any, K: Any, V: Any) -> None:
-    """Raise unless queries, keys and values belong to the same problems."""
-    if Q.shape[:-2] != K.shape[:-2] or Q.shape[-1] != K.shape[-1]:
-        raise ValueError(
-            f"Q of shape {Q.shape} and K of shape {K.shape} must agree in their leading axes and "
-            "in their last one."
-        )
-    if V.shape[:-1] != K.shape[:-1]:
-        raise ValueError(
-            f"V of shape {V.shape} and K of shape {K.shape} must agree in all axes but the last."
-        )
 
 
 def _checked_weights(weights: ArrayLike | None, shape: tuple[int, ...]) -> FloatArray:

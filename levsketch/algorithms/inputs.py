@@ -33,7 +33,7 @@ def stacked(name: str, X: ArrayLike) -> Any:
     return host
 
 
-# Logits times more than this may lose what they need.
+# Far beyond it, `FarLogits` may lose what a logit needs.
 _MAX_SCALE = 1e100
 
 

@@ -207,10 +207,10 @@ class Landmarks:
         Keys far out stay as they are, but at most half of the landmarks can be such: the spread
         of the law is reduced until no more are, nor the centre of a trend to be taken in.
         """
-        count = fresh if fresh >= _FEWEST_ROWS * self.keys.shape[1] else len(self.keys)
-        keys = self.keys[len(self.keys) - count :]
-        mass = np.abs(self.weights[len(self.keys) - count :, -1]) if fresh == count else None
-        mass = np.ones(count) if mass is None else mass
+        if fresh >= _FEWEST_ROWS * self.keys.shape[1]:
+            keys, mass = self.keys[-fresh:], np.abs(self.weights[-fresh:, -1])
+        else:
+            keys, mass = self.keys, np.ones(len(self.keys))
         share = mass / max(float(mass.sum()), 1e-300)
         covariance = (keys * share[:, None]).T @ keys
         law = QueryLaw.estimate((covariance + covariance.T) / 2.0, self.queries)
