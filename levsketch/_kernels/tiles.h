@@ -10,6 +10,7 @@
 #define LEVSKETCH_TILES_H
 
 #include <stddef.h>
+#include <stdint.h>
 #include <stdlib.h>
 
 typedef struct {
