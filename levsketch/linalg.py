@@ -194,10 +194,7 @@ class Whitening:
             W = W * np.ldexp(1.0, -e)[:, None]
         else:
             rows = scale_columns(rows, -e)
-        scores = np.asarray(backend.whitened_row_norms(rows, W, triangular=self.triangular))
-        # inf - inf inside a norm: nothing is known of that row, so it may be anything
-        scores[np.isnan(scores)] = np.inf
-        return scores
+        return np.asarray(backend.whitened_row_norms(rows, W, triangular=self.triangular))
 
     def values(self, backend: Backend, rows: Rows) -> FloatArray:
         """Return upper bounds on ``k^T G^+ k`` for rows in the row space, not cut at 1.

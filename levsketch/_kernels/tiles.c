@@ -3,6 +3,8 @@
  * be linked into an older path. */
 #include "tiles.h"
 
+#include <math.h>
+
 #define LEV_CAT_(a, b) a##_##b
 #define LEV_CAT(a, b) LEV_CAT_(a, b)
 #define LEV_STR_(a) #a

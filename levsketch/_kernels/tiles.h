@@ -27,7 +27,7 @@ typedef struct {
                      double *scratch);
     /* lay W (d, c), row-major, out in the order in which norms_* read it */
     void (*pack_whitener)(const double *W, ptrdiff_t d, ptrdiff_t c, int triangular, double *packed);
-    /* out[j] = ||k_j W||^2 */
+    /* out[j] = ||k_j W||^2, infinite where infinities cancel */
     void (*norms_f64)(const double *K, ptrdiff_t n, ptrdiff_t d, ptrdiff_t ld, const double *packed,
                       ptrdiff_t c, int triangular, double *out, double *scratch);
     void (*norms_f32)(const float *K, ptrdiff_t n, ptrdiff_t d, ptrdiff_t ld, const double *packed,

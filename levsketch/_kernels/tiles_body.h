@@ -76,7 +76,7 @@ INLINE void LEV_CAT(norm_rows, SUFFIX)(const double *k, ptrdiff_t ld, const doub
         double s = 0.0;
         for (int l = 0; l < LANES; l++)
             s += total[m][l];
-        out[m] = s;
+        out[m] = s == s ? s : (double)INFINITY; /* inf - inf says nothing: it may be anything */
     }
 }
 

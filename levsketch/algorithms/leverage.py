@@ -13,13 +13,18 @@ from levsketch.backends import Backend, backend_for
 from levsketch.backends.cpu import serial_blas
 from levsketch.backends.interchange import like, result_dtype
 from levsketch.linalg import Whitening
-from levsketch.streaming.factor import StreamFactor, block_size, with_intercept
+from levsketch.streaming.factor import GRAM_BUDGET, StreamFactor, block_size, with_intercept
 from levsketch.streaming.rank import RowSpace
 
 from .inputs import stacked, warn_uncertified
 
 # Rows that are converted or widened at a time when their type is not native.
 _CHUNK = 1 << 15
+# Multiplications between two looks for signals: 20 to 50 ms on one core.
+_WORK = 1 << 31
+# While a doubling of the rows adds less than this to the rounding of the Gram matrices, a fresh
+# prefix is not worth its d^3: sixty doublings then use up half of the budget.
+_DOUBLING = GRAM_BUDGET / 128
 
 
 def leverage_scores(K: ArrayLike, *, ridge: float = 0.0, intercept: bool = False) -> Any:
@@ -78,8 +83,7 @@ def leverage_scores(K: ArrayLike, *, ridge: float = 0.0, intercept: bool = False
     for i in np.ndindex(keys.shape[:-2]):
         with serial_blas():
             whitening = whitening_of(backend, keys[i], ridge, intercept)
-            score_rows(backend, whitening, keys[i], intercept, out[i])
-            np.minimum(out[i], 1.0, out=out[i])
+            score_rows(backend, whitening, keys[i], intercept, out[i], top=1.0)
         if not whitening.certified:
             warn_uncertified(whitening)
     return like(out, K)
@@ -105,7 +109,7 @@ def whitening_of(
     factor, block = StreamFactor.empty(d, diagonal), block_size(d)
     if space is not None:
         factor = replace(factor, space=space)
-    prefix, done = None, 0
+    prefix, done, spent = None, 0, 0.0
     while n - done >= block:
         count = min((n - done) // block, factor.run_length())
         rows = with_intercept(backend.rows(K[done : done + count * block]), intercept, done)
@@ -115,9 +119,12 @@ def whitening_of(
         count = rising.index(True) + 1 if True in rising else count
         factor = factor.absorb(backend, leaves, count)
         done += count * block
-        if rising[count - 1] or factor.settles():
+        stale = prefix is None or bool(factor.factors) or factor.gram_error - spent > _DOUBLING
+        if rising[count - 1] or (factor.settles() and stale):
             prefix, space, _ = factor.whitening(backend)
             factor = replace(factor, space=space)
+        if factor.settles():
+            spent = factor.gram_error
     tail = with_intercept(backend.rows(K[done:]), intercept, done)
     check_finite(tail, offset=done)
     if scale is None:
@@ -128,9 +135,18 @@ def whitening_of(
 
 
 def score_rows(
-    backend: Backend, whitening: Whitening, X: Rows, intercept: bool, out: FloatArray
+    backend: Backend,
+    whitening: Whitening,
+    X: Rows,
+    intercept: bool,
+    out: FloatArray,
+    *,
+    top: float = np.inf,
 ) -> None:
-    """Write the scores of rows ``X`` (n, d) against a whitening into ``out`` (n,)."""
-    for start in range(0, len(X), _CHUNK):
-        rows = with_intercept(backend.rows(X[start : start + _CHUNK]), intercept)
-        out[start : start + _CHUNK] = whitening.scores(backend, rows)
+    """Write the scores of rows ``X`` (n, d), at most ``top``, into ``out`` (n,)."""
+    step, probe = max(1, _WORK // whitening.matrix.size), X[:2]
+    if intercept or backend.rows(probe) is not probe:  # these rows are copied
+        step = min(step, _CHUNK)
+    for start in range(0, len(X), step):
+        rows = with_intercept(backend.rows(X[start : start + step]), intercept)
+        np.minimum(whitening.scores(backend, rows), top, out=out[start : start + step])

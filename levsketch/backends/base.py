@@ -37,10 +37,14 @@ class Backend:
         return xp.stack([B.T @ B for B in self._wide_blocks(rows, block)])
 
     def whitened_row_norms(self, K: Any, W: Any, *, triangular: bool = False) -> Any:
-        """Return ``||k_j W||^2`` for every row, shape (n,); ``W`` is (d, c)."""
+        """Return ``||k_j W||^2`` for every row, shape (n,); ``W`` is (d, c).
+
+        Infinite where infinities cancel: nothing is known of that row, it may be anything.
+        """
         xp = array_namespace(K)
         Z = self._wide(K) @ W
-        return xp.sum(Z * Z, axis=-1)
+        norms = xp.sum(Z * Z, axis=-1)
+        return xp.where(xp.isnan(norms), xp.asarray(xp.inf, dtype=norms.dtype), norms)
 
     def qr_blocks(self, K: Any, block: int) -> Any:
         """Return R factors (ceil(n / block), d, d), diagonals >= 0, of consecutive row blocks."""

@@ -140,8 +140,10 @@ class CpuBackend(Backend):
     def whitened_row_norms(self, K: Rows, W: FloatArray, *, triangular: bool = False) -> FloatArray:
         """Return ``||k_j W||^2`` for every row, without an n x c temporary."""
         n, d = K.shape
-        out = np.zeros(n)
-        if n and W.shape[1]:
+        out = np.empty(n)  # its pages are first touched by the threads that fill them
+        if not (n and W.shape[1]):
+            out[:] = 0.0
+        else:
             work = n * d * W.shape[1]
             blocks.whitened_row_norms(
                 K, np.ascontiguousarray(W), triangular, out, thread_count(work)

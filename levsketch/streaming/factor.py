@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 import numpy as np
 
@@ -31,6 +31,7 @@ from levsketch.linalg import (
     whiten,
 )
 
+from .counters import Counter, count_matrices, count_up
 from .rank import RowSpace
 
 # The rounding of all Gram matrices together may move a score by this much,
@@ -39,9 +40,6 @@ GRAM_BUDGET = 1e-4
 _SMALLEST_BLOCK = 1024
 # Gram matrices of one batch of blocks: at most this many doubles at a time.
 _GRAM_DOUBLES = 1 << 20
-
-T = TypeVar("T")
-Counter = tuple[tuple[int, T], ...]
 
 
 def block_size(d: int) -> int:
@@ -59,17 +57,6 @@ def with_intercept(rows: Rows, intercept: bool, offset: int = 0) -> Rows:
         return rows
     check_finite(rows, offset=offset)
     return np.concatenate([np.ones((len(rows), 1), rows.dtype), rows], axis=1)
-
-
-def count_up(counter: Counter[T], more: Counter[T], add: Callable[[T, T], T]) -> Counter[T]:
-    """Return a binary counter with the entries ``more`` (level, value) counted in."""
-    entries = list(counter)
-    for level, value in more:
-        while entries and entries[-1][0] <= level:
-            held, last = entries.pop()
-            value, level = add(last, value), max(held, level) + 1
-        entries.append((level, value))
-    return tuple(entries)
 
 
 class Leaves(NamedTuple):
@@ -133,7 +120,7 @@ class StreamFactor:
     def run_length(self) -> int:
         """Return how many blocks may be measured together before the next fixed settling."""
         upcoming = 1 << self.n_blocks.bit_length()  # the power of two above n_blocks
-        return min(upcoming - self.n_blocks, max(1, _GRAM_DOUBLES // self.d**2), 64)
+        return min(upcoming - self.n_blocks, max(2, _GRAM_DOUBLES // self.d**2), 64)
 
     def settles(self) -> bool:
         """Whether this many blocks is a power of two, when the prefix is looked at afresh."""
@@ -183,11 +170,13 @@ class StreamFactor:
     def absorb(self, backend: Backend, leaves: Leaves, count: int) -> StreamFactor:
         """Return the factor with the first ``count`` measured blocks added."""
         grams, factors, error = self.grams, self.factors, self.gram_error
-        for b in range(count):
-            factor = leaves.factors[b]
+        late = np.array([factor is not None for factor in leaves.factors[:count]])
+        grams = count_matrices(
+            grams, leaves.grams[:count][~late] if late.any() else leaves.grams[:count]
+        )
+        for factor, growth in zip(leaves.factors[:count], leaves.growth, strict=False):
             if factor is None:
-                grams = count_up(grams, ((0, leaves.grams[b]),), np.add)
-                error += float(leaves.growth[b])
+                error += float(growth)
             else:
                 factors = count_up(factors, ((0, factor),), _joiner(backend))
         return replace(
@@ -332,7 +321,10 @@ class StreamFactor:
         if self.n_blocks == 0 and prefix is not None and prefix.spans_coordinates:
             # the first block has full rank on its columns, and that is proved
             space = space.merge(RowSpace.coordinates(prefix.active))
-        for b in range(len(rows) // block):
+        count, none = len(rows) // block, np.zeros(block, np.bool_)
+        for b in range(count):
+            if space.rank == self.d:  # nothing raises it any more
+                return spaces + [space] * (count - b), grew + [none] * (count - b)
             space, rose = space.absorb(rows[b * block : (b + 1) * block])
             spaces.append(space)
             grew.append(rose)

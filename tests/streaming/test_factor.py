@@ -1,7 +1,5 @@
 """The factor of a stream: a fixed tree of blocks, Gram matrices only where they are harmless."""
 
-import itertools
-
 import numpy as np
 import oracles
 import pytest
@@ -15,7 +13,6 @@ from levsketch.streaming.factor import (
     GRAM_BUDGET,
     StreamFactor,
     block_size,
-    count_up,
     with_intercept,
 )
 
@@ -31,32 +28,6 @@ def of(K, ridge=0.0):
         factor = factor.absorb(CPU, factor.measure(CPU, rows, prefix, first), 1)
         prefix = factor.whitening(CPU)[0]
     return factor
-
-
-@given(st.integers(1, 300))
-def test_a_binary_counter_holds_one_entry_for_each_bit_of_the_count(count):
-    counter = ()
-    for i in range(count):
-        counter = count_up(counter, ((0, (i,)),), lambda a, b: a + b)
-    levels = [level for level, _ in counter]
-    assert sum(2**level for level in levels) == count
-    assert levels == sorted(set(levels), reverse=True)
-    assert [len(held) for _, held in counter] == [2**level for level in levels]
-    # and in the order in which they came
-    assert [i for _, held in counter for i in held] == list(range(count))
-
-
-@given(st.lists(st.integers(0, 40), min_size=1, max_size=5))
-def test_counting_counters_in_keeps_order_and_falling_levels(counts):
-    whole, start = (), 0
-    for count in counts:
-        part = ()
-        for i in range(start, start + count):
-            part = count_up(part, ((0, (i,)),), lambda a, b: a + b)
-        whole, start = count_up(whole, part, lambda a, b: a + b), start + count
-    levels = [level for level, _ in whole]
-    assert all(a > b for a, b in itertools.pairwise(levels))
-    assert [i for _, held in whole for i in held] == list(range(start))
 
 
 @given(st.integers(1, 3000))
