@@ -33,6 +33,13 @@ cdef extern from "tiles.h" nogil:
         void (*norms_f32)(
             const float *, Py_ssize_t, Py_ssize_t, Py_ssize_t, const double *, Py_ssize_t,
             int, double *, double *) noexcept nogil
+        Py_ssize_t (*whitened_gram_scratch)(Py_ssize_t, Py_ssize_t) noexcept nogil
+        void (*whitened_gram_f64)(
+            const double *, const double *, Py_ssize_t, Py_ssize_t, Py_ssize_t, const double *,
+            Py_ssize_t, int, double *, double *) noexcept nogil
+        void (*whitened_gram_f32)(
+            const float *, const double *, Py_ssize_t, Py_ssize_t, Py_ssize_t, const double *,
+            Py_ssize_t, int, double *, double *) noexcept nogil
 
     const lev_tiles *lev_tiles_select(const char *)
     double *lev_alloc(Py_ssize_t)
@@ -137,6 +144,52 @@ def whitened_row_norms(
     lev_free(packed)
     if failed:
         raise MemoryError("scratch of whitened_row_norms")
+
+
+def whitened_block_grams(
+    const floating[:, ::1] K,
+    const double[::1] scale,
+    const double[:, ::1] W,
+    bint triangular,
+    Py_ssize_t block,
+    double[:, :, ::1] out,
+    int n_threads,
+):
+    """out[b] (c, c) = Gram matrix of k_j W for rows b * block to (b + 1) * block of K (n, d).
+
+    Row j is also multiplied by scale[j]; an empty ``scale`` multiplies nothing.
+    """
+    cdef Py_ssize_t n = K.shape[0], d = K.shape[1], c = W.shape[1], count = out.shape[0], b, rows
+    cdef const lev_tiles *table = tiles
+    cdef const double *factors = NULL
+    cdef double *packed
+    cdef double *scratch
+    cdef int failed = 0
+    if scale.shape[0]:
+        factors = &scale[0]
+    packed = lev_alloc(table.whitener_size(d, c))
+    if packed == NULL:
+        raise MemoryError("packed whitener")
+    table.pack_whitener(&W[0, 0], d, c, triangular, packed)
+    with nogil, parallel(num_threads=n_threads):
+        scratch = lev_alloc(table.whitened_gram_scratch(d, c))
+        for b in prange(count, schedule="dynamic"):
+            if scratch == NULL:
+                failed += 1
+                continue
+            rows = min(block, n - b * block)
+            if floating is double:
+                table.whitened_gram_f64(
+                    &K[b * block, 0], factors + b * block if factors != NULL else NULL,
+                    rows, d, d, packed, c, triangular, &out[b, 0, 0], scratch)
+            else:
+                table.whitened_gram_f32(
+                    &K[b * block, 0], factors + b * block if factors != NULL else NULL,
+                    rows, d, d, packed, c, triangular, &out[b, 0, 0], scratch)
+        lev_free(scratch)
+    lev_free(packed)
+    if failed:
+        raise MemoryError("scratch of whitened_block_grams")
 
 
 cdef int qr_one(const double *K, Py_ssize_t rows, Py_ssize_t d, double *R) noexcept nogil:

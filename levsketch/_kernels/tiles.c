@@ -54,6 +54,11 @@ static ptrdiff_t norms_scratch(ptrdiff_t d)
     return NORM_ROWS * d;
 }
 
+static ptrdiff_t whitened_gram_scratch(ptrdiff_t d, ptrdiff_t c)
+{
+    return gram_scratch(c) + norms_scratch(d);
+}
+
 /* Where the rows that come next begin, `bytes` further on, for prefetching: it may lie beyond
  * the end of the array, hence no pointer arithmetic. */
 INLINE const char *ahead_of(const void *rows, ptrdiff_t bytes)
@@ -141,4 +146,5 @@ extern const lev_tiles LEV_CAT(lev_tiles, LEV_ISA);
 const lev_tiles LEV_CAT(lev_tiles, LEV_ISA) = {
     LEV_STR(LEV_ISA), gram_scratch, whitener_size, norms_scratch, gram_f64,
     gram_f32,         pack_whitener, norms_f64,    norms_f32,
+    whitened_gram_scratch, whitened_gram_f64, whitened_gram_f32,
 };

@@ -32,6 +32,14 @@ typedef struct {
                       ptrdiff_t c, int triangular, double *out, double *scratch);
     void (*norms_f32)(const float *K, ptrdiff_t n, ptrdiff_t d, ptrdiff_t ld, const double *packed,
                       ptrdiff_t c, int triangular, double *out, double *scratch);
+    /* G (c, c) = Gram matrix of the rows k_j W, row j times scale[j] unless scale is NULL */
+    ptrdiff_t (*whitened_gram_scratch)(ptrdiff_t d, ptrdiff_t c);
+    void (*whitened_gram_f64)(const double *K, const double *scale, ptrdiff_t n, ptrdiff_t d, ptrdiff_t ld,
+                              const double *packed, ptrdiff_t c, int triangular, double *G,
+                              double *scratch);
+    void (*whitened_gram_f32)(const float *K, const double *scale, ptrdiff_t n, ptrdiff_t d, ptrdiff_t ld,
+                              const double *packed, ptrdiff_t c, int triangular, double *G,
+                              double *scratch);
 } lev_tiles;
 
 /* The table in use; NULL name lookups return NULL. */

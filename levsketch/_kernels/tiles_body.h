@@ -34,12 +34,13 @@ static void LEV_CAT(gram, SUFFIX)(const STORED *K, const double *scale, ptrdiff_
             G[i * d + j] = G[j * d + i] = wide[i * width + j];
 }
 
-/* Squared norms of NORM_ROWS whitened rows at once; z = k W is never stored. Meanwhile
+/* NORM_ROWS whitened rows z = k W at once: their squared norms, or, with `z_out`, themselves,
+ * row m times scale[m], as rows of a packed tile (norms are then not written). Meanwhile
  * `lines` cache lines of later rows are fetched: rows are too far apart for the processor
  * to guess them, and two thirds of the time went by in waiting. */
-INLINE void LEV_CAT(norm_rows, SUFFIX)(const double *k, ptrdiff_t ld, const double *w, ptrdiff_t d,
+INLINE void LEV_CAT(whiten_rows, SUFFIX)(const double *k, ptrdiff_t ld, const double *w, ptrdiff_t d,
                                        ptrdiff_t c, int triangular, const char *ahead,
-                                       ptrdiff_t lines, double *out)
+                                       ptrdiff_t lines, double *out, double *z_out, const double *scale)
 {
     vec total[NORM_ROWS];
     for (int m = 0; m < NORM_ROWS; m++)
@@ -69,9 +70,16 @@ INLINE void LEV_CAT(norm_rows, SUFFIX)(const double *k, ptrdiff_t ld, const doub
             for (int m = 0; m < NORM_ROWS; m++)
                 z[m][1] += spread(k[m * ld + i]) * w1;
         }
-        for (int m = 0; m < NORM_ROWS; m++)
-            total[m] += z[m][0] * z[m][0] + z[m][1] * z[m][1];
+        if (z_out == NULL)
+            for (int m = 0; m < NORM_ROWS; m++)
+                total[m] += z[m][0] * z[m][0] + z[m][1] * z[m][1];
+        else
+            for (int m = 0; m < NORM_ROWS; m++)
+                for (int v = 0; v < 2; v++)
+                    *(vec *)(z_out + p * TILE * PANEL + m * PANEL + v * LANES) = spread(scale[m]) * z[m][v];
     }
+    if (z_out != NULL)
+        return;
     for (int m = 0; m < NORM_ROWS; m++) {
         double s = 0.0;
         for (int l = 0; l < LANES; l++)
@@ -90,15 +98,46 @@ static void LEV_CAT(norms, SUFFIX)(const STORED *K, ptrdiff_t n, ptrdiff_t d, pt
         ptrdiff_t rows = n - r0 < NORM_ROWS ? n - r0 : NORM_ROWS;
         const char *ahead = ahead_of(K + r0 * ld, 2 * group);
         if (rows == NORM_ROWS && sizeof(STORED) == sizeof(double)) {
-            LEV_CAT(norm_rows, SUFFIX)((const double *)(const void *)(K + r0 * ld), ld, packed, d, c,
-                                       triangular, ahead, lines, out + r0);
+            LEV_CAT(whiten_rows, SUFFIX)((const double *)(const void *)(K + r0 * ld), ld, packed, d, c,
+                                       triangular, ahead, lines, out + r0, NULL, NULL);
             continue;
         }
         for (ptrdiff_t m = 0; m < NORM_ROWS; m++)
             for (ptrdiff_t i = 0; i < d; i++)
                 scratch[m * d + i] = m < rows ? (double)K[(r0 + m) * ld + i] : 0.0;
-        LEV_CAT(norm_rows, SUFFIX)(scratch, d, packed, d, c, triangular, ahead, lines, s);
+        LEV_CAT(whiten_rows, SUFFIX)(scratch, d, packed, d, c, triangular, ahead, lines, s, NULL, NULL);
         for (ptrdiff_t m = 0; m < rows; m++)
             out[r0 + m] = s[m];
     }
+}
+
+/* The Gram matrix (c, c) of whitened rows, which exist one tile at a time. */
+static void LEV_CAT(whitened_gram, SUFFIX)(const STORED *K, const double *scale, ptrdiff_t n, ptrdiff_t d,
+                                           ptrdiff_t ld, const double *packed, ptrdiff_t c, int triangular,
+                                           double *G, double *scratch)
+{
+    ptrdiff_t np = panels(c), width = np * PANEL, step = TILE / NORM_ROWS * NORM_ROWS;
+    ptrdiff_t group = NORM_ROWS * ld * (ptrdiff_t)sizeof(STORED), lines = (group + 63) / 64;
+    double *P = scratch, *wide = P + TILE * width, *rows_wide = wide + width * width;
+    for (ptrdiff_t i = 0; i < width * width; i++)
+        wide[i] = 0.0;
+    for (ptrdiff_t t0 = 0; t0 < n; t0 += step) {
+        ptrdiff_t rows = n - t0 < step ? n - t0 : step;
+        for (ptrdiff_t r0 = 0; r0 < rows; r0 += NORM_ROWS) {
+            ptrdiff_t here = rows - r0 < NORM_ROWS ? rows - r0 : NORM_ROWS;
+            const STORED *k = K + (t0 + r0) * ld;
+            double factors[NORM_ROWS];
+            for (ptrdiff_t m = 0; m < NORM_ROWS; m++)
+                factors[m] = m >= here ? 0.0 : scale == NULL ? 1.0 : scale[t0 + r0 + m];
+            for (ptrdiff_t m = 0; m < NORM_ROWS; m++)
+                for (ptrdiff_t i = 0; i < d; i++)
+                    rows_wide[m * d + i] = m < here ? (double)k[m * ld + i] : 0.0;
+            LEV_CAT(whiten_rows, SUFFIX)(rows_wide, d, packed, d, c, triangular, ahead_of(k, 2 * group),
+                                         lines, NULL, P + r0 * PANEL, factors);
+        }
+        gram_tile(P, rows, np, wide, (const char *)packed, 0);
+    }
+    for (ptrdiff_t i = 0; i < c; i++)
+        for (ptrdiff_t j = i; j < c; j++)
+            G[i * c + j] = G[j * c + i] = wide[i * width + j];
 }

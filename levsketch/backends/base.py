@@ -46,6 +46,21 @@ class Backend:
         norms = xp.sum(Z * Z, axis=-1)
         return xp.where(xp.isnan(norms), xp.asarray(xp.inf, dtype=norms.dtype), norms)
 
+    def whitened_block_grams(
+        self, K: Any, W: Any, block: int, scale: Any = None, *, triangular: bool = False
+    ) -> Any:
+        """Return the Gram matrices (ceil(n / block), c, c) of the rows of ``K W`` by blocks.
+
+        With ``scale`` (n,) row j is also multiplied by ``scale[j]``; ``W`` is (d, c).
+        """
+        xp = array_namespace(K)
+        found = []
+        for i in range(0, K.shape[0], block):
+            Z = self._wide(K[i : i + block, :]) @ W
+            Z = Z if scale is None else Z * scale[i : i + block, None]
+            found.append(Z.T @ Z)
+        return xp.stack(found)
+
     def qr_blocks(self, K: Any, block: int) -> Any:
         """Return R factors (ceil(n / block), d, d), diagonals >= 0, of consecutive row blocks."""
         xp = array_namespace(K)

@@ -150,6 +150,24 @@ class CpuBackend(Backend):
             )
         return out
 
+    def whitened_block_grams(
+        self,
+        K: Rows,
+        W: FloatArray,
+        block: int,
+        scale: FloatArray | None = None,
+        *,
+        triangular: bool = False,
+    ) -> FloatArray:
+        """Return the Gram matrices (ceil(n / block), c, c) of the rows of ``K W`` by blocks."""
+        n, (d, c) = len(K), W.shape
+        out = np.empty((-(-n // block), c, c))
+        factors = np.empty(0) if scale is None else np.ascontiguousarray(scale)
+        threads = thread_count(2 * n * d * c)
+        wide = np.ascontiguousarray(W)
+        blocks.whitened_block_grams(K, factors, wide, triangular, block, out, threads)
+        return out
+
     def qr_blocks(self, K: Rows, block: int) -> FloatArray:
         """Return R factors (ceil(n / block), d, d), by LAPACK inside a loop over blocks."""
         n, d = K.shape

@@ -75,6 +75,35 @@ def test_gram_matrices_of_weighted_rows_are_those_of_the_rows_multiplied_first(l
         np.testing.assert_array_equal(found, grams(K, block, threads=2, scale=scale))
 
 
+def whitened_grams(K, W, block, triangular=False, threads=1, scale=()):
+    out = np.full((-(-len(K) // block), W.shape[1], W.shape[1]), np.nan)
+    W, scale = np.ascontiguousarray(W), np.array(scale, float)
+    blocks.whitened_block_grams(K, scale, W, triangular, block, out, threads)
+    return out
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+@pytest.mark.parametrize("d", WIDTHS)
+def test_whitened_gram_matrices_are_right_to_the_rounding_of_their_sums(level, d, dtype):
+    draws = np.random.default_rng(d)
+    for n, block in ((1, 1), (5, 7), (13, 13), (121, 121), (129, 129), (300, 100)):
+        K, scale = draw(n, d, dtype, seed=n), draws.uniform(0, 3, n)
+        for c, triangular in ((d, True), (d, False), (max(1, d // 2), False)):
+            W = draws.standard_normal((d, c))
+            W = np.triu(W) if triangular else W
+            for factors in ((), scale):
+                found = whitened_grams(K, W, block, triangular, 1, factors)
+                again = whitened_grams(K, W, block, triangular, 2, factors)
+                np.testing.assert_array_equal(found, again)
+                weighted = wide(K) * wide(scale)[:, None] if len(factors) else wide(K)
+                for b, G in enumerate(found):
+                    Z = weighted[b * block : (b + 1) * block] @ wide(W)
+                    size = np.abs(weighted[b * block : (b + 1) * block]) @ np.abs(wide(W))
+                    bound = (2 * d + len(Z) + 4) * U * (size.T @ size) + 1e-320
+                    assert (np.abs(G - Z.T @ Z) <= bound).all()
+                    np.testing.assert_array_equal(G, G.T)
+
+
 @pytest.mark.parametrize("dtype", [np.float64, np.float32])
 @pytest.mark.parametrize("d", WIDTHS)
 def test_whitened_norms_are_right_to_the_rounding_of_their_sums(level, d, dtype):
@@ -165,6 +194,7 @@ def test_nothing_outside_the_rows_is_read_or_written(level, d):
         assert (out[:40] == -1).all()
         assert (out[77:] == -1).all()
         assert np.isfinite(grams(inside, 20)).all()
+        assert np.isfinite(whitened_grams(inside, W, 20)).all()
         assert np.isnan(buffer[:40]).all()
 
 
