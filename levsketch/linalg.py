@@ -186,14 +186,19 @@ class Whitening:
         """``(1 - e)^2``: a computed score over this is an upper bound on the true one."""
         return (1.0 - min(self.error, MAX_ERROR)) ** 2
 
+    def folded(self) -> FloatArray | None:
+        """Return W for rows as they are, not scaled; None if that could leave float64's range."""
+        e = np.where(self.active, self.factor.exponents, 0)
+        if np.abs(e).max(initial=0) > _FOLDABLE:
+            return None
+        return np.asarray(self.matrix * np.ldexp(1.0, -e)[:, None])
+
     def scores(self, backend: Backend, rows: Rows) -> FloatArray:
         """Return the computed score of each row of ``rows`` (n, d), shape (n,)."""
-        e = np.where(self.active, self.factor.exponents, 0)
-        W = self.matrix
-        if np.abs(e).max(initial=0) <= _FOLDABLE:
-            W = W * np.ldexp(1.0, -e)[:, None]
-        else:
-            rows = scale_columns(rows, -e)
+        W = self.folded()
+        if W is None:
+            W = self.matrix
+            rows = scale_columns(rows, -np.where(self.active, self.factor.exponents, 0))
         return np.asarray(backend.whitened_row_norms(rows, W, triangular=self.triangular))
 
     def values(self, backend: Backend, rows: Rows) -> FloatArray:

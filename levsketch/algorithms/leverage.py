@@ -13,7 +13,8 @@ from levsketch.backends import Backend, backend_for
 from levsketch.backends.cpu import serial_blas
 from levsketch.backends.interchange import like, result_dtype
 from levsketch.linalg import Whitening
-from levsketch.streaming.factor import GRAM_BUDGET, StreamFactor, block_size, with_intercept
+from levsketch.streaming.factor import StreamFactor, block_size, with_intercept
+from levsketch.streaming.leaves import GRAM_BUDGET
 from levsketch.streaming.rank import RowSpace
 
 from .inputs import stacked, warn_uncertified
@@ -24,7 +25,7 @@ _CHUNK = 1 << 15
 _WORK = 1 << 31
 # While a doubling of the rows adds less than this to the rounding of the Gram matrices, a fresh
 # prefix is not worth its d^3: sixty doublings then use up half of the budget.
-_DOUBLING = GRAM_BUDGET / 128
+_DOUBLING = GRAM_BUDGET / 64
 
 
 def leverage_scores(K: ArrayLike, *, ridge: float = 0.0, intercept: bool = False) -> Any:
@@ -115,6 +116,7 @@ def whitening_of(
         rows = with_intercept(backend.rows(K[done : done + count * block]), intercept, done)
         part = None if scale is None else scale[done : done + len(rows)]
         leaves = factor.measure(backend, rows, prefix, done, part)
+        prefix = prefix or leaves.prefix
         rising = [bool(rose.any()) for rose in leaves.grew]
         count = rising.index(True) + 1 if True in rising else count
         factor = factor.absorb(backend, leaves, count)

@@ -8,6 +8,8 @@ from typing import TypeVar
 import numpy as np
 
 from levsketch._typing import FloatArray
+from levsketch.backends import Backend
+from levsketch.linalg import Factor, scale_columns, stack_factors
 
 T = TypeVar("T")
 Counter = tuple[tuple[int, T], ...]
@@ -42,3 +44,39 @@ def count_matrices(counter: Counter[FloatArray], matrices: FloatArray) -> Counte
         whole = part[0] if level else part[0].copy()
         counter = count_up(counter, ((level, whole),), np.add)
     return counter
+
+
+def count_factors(
+    backend: Backend, counter: Counter[Factor], factors: list[Factor]
+) -> Counter[Factor]:
+    """Return the counter of R factors after each of ``factors`` was counted in at level 0.
+
+    The same bits as one at a time, but the QRs of one level of a tree in one call.
+    """
+    done = 0
+    while done < len(factors):
+        level = (len(factors) - done).bit_length() - 1
+        if counter:
+            level = min(level, counter[-1][0])
+        part = factors[done : done + (1 << level)]
+        done += len(part)
+        for _ in range(level):
+            part = _stacked_pairs(backend, part)
+
+        def join(older: Factor, newer: Factor) -> Factor:
+            return stack_factors(backend, (older, newer))
+
+        counter = count_up(counter, ((level, part[0]),), join)
+    return counter
+
+
+def _stacked_pairs(backend: Backend, factors: list[Factor]) -> list[Factor]:
+    """Return the factors of each two neighbours stacked on one another."""
+    e = np.stack([f.exponents for f in factors])
+    e = np.maximum(e[0::2], e[1::2])
+    rows = [
+        scale_columns(f.R, f.exponents - common)
+        for f, common in zip(factors, np.repeat(e, 2, axis=0), strict=True)
+    ]
+    stacked = backend.qr_blocks(np.concatenate(rows), 2 * e.shape[1])
+    return [Factor(R, common) for R, common in zip(stacked, e, strict=True)]

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import NamedTuple
 
 import numpy as np
 
@@ -19,24 +18,19 @@ from levsketch._typing import BoolArray, FloatArray, IntArray, Rows
 from levsketch.backends import Backend, CpuBackend
 from levsketch.linalg import (
     GRAM_RANGE,
-    NO_EXPONENT,
     Factor,
     Whitening,
-    column_exponents,
     diagonal_factor,
     factor_blocks,
     gram_factor,
-    scale_columns,
     stack_factors,
     whiten,
 )
 
-from .counters import Counter, count_matrices, count_up
+from .counters import Counter, count_factors, count_matrices, count_up
+from .leaves import GRAM_BUDGET, Leaves, factor_times, factors_where_needed, scaled_rows
 from .rank import RowSpace
 
-# The rounding of all Gram matrices together may move a score by this much,
-# relatively, as a proved bound; what is seen is thousands of times less.
-GRAM_BUDGET = 1e-4
 _SMALLEST_BLOCK = 1024
 # Gram matrices of one batch of blocks: at most this many doubles at a time.
 _GRAM_DOUBLES = 1 << 20
@@ -59,16 +53,6 @@ def with_intercept(rows: Rows, intercept: bool, offset: int = 0) -> Rows:
     return np.concatenate([np.ones((len(rows), 1), rows.dtype), rows], axis=1)
 
 
-class Leaves(NamedTuple):
-    """What a run of blocks adds to a factor: per block a Gram matrix or an R factor."""
-
-    grams: FloatArray
-    factors: list[Factor | None]
-    growth: FloatArray
-    spaces: list[RowSpace]
-    grew: list[BoolArray]
-
-
 @dataclass(frozen=True, eq=False)
 class StreamFactor:
     """Factor of all whole blocks seen, plus an optional ridge.
@@ -83,6 +67,8 @@ class StreamFactor:
         Gram matrices (d, d) and R factors, each set summed in a binary counter.
     gram_error : float
         Proved bound on the relative error that the Gram matrices bring in.
+    product_error : float
+        Square of the bound on the relative error that products with whiteners bring in.
     space : RowSpace
         Exact row space of the blocks.
     block : int
@@ -101,6 +87,7 @@ class StreamFactor:
     gram_error: float
     space: RowSpace
     block: int = 0
+    product_error: float = 0.0
 
     @classmethod
     def empty(cls, d: int, ridge: FloatArray, block: int = 0) -> StreamFactor:
@@ -150,41 +137,42 @@ class StreamFactor:
         growth = np.full(count, np.inf)
         if prefix is not None:
             growth[in_range] = prefix.gram_growth(diagonals[in_range], block)
-        spent = self.gram_error
-        for b in range(count):
-            if spent + growth[b] <= GRAM_BUDGET:
-                spent += growth[b]
-            else:
-                growth[b] = np.inf
-        late = np.flatnonzero(np.isinf(growth))
-        factors: list[Factor | None] = [None] * count
-        if len(late):
-            taken = [slice(b * block, (b + 1) * block) for b in late]
-            parts = [_scaled(rows[i], None if scale is None else scale[i]) for i in taken]
-            stacked = np.concatenate([part for part, _ in parts])
-            for i, factor in enumerate(factor_blocks(backend, stacked, block)):
-                factors[late[i]] = _moved(factor, parts[i][1])
+        factors, growth, products = factors_where_needed(
+            backend,
+            rows,
+            scale,
+            growth,
+            prefix,
+            np.where(in_range[:, None], diagonals, np.nan),
+            spent=(self.gram_error, self.product_error),
+        )
         spaces, grew = self._spaces(rows, block, prefix)
-        return Leaves(grams, factors, growth, spaces, grew)
+        return Leaves(grams, factors, growth, products, spaces, grew, prefix)
 
     def absorb(self, backend: Backend, leaves: Leaves, count: int) -> StreamFactor:
         """Return the factor with the first ``count`` measured blocks added."""
         grams, factors, error = self.grams, self.factors, self.gram_error
-        late = np.array([factor is not None for factor in leaves.factors[:count]])
-        grams = count_matrices(
-            grams, leaves.grams[:count][~late] if late.any() else leaves.grams[:count]
-        )
-        for factor, growth in zip(leaves.factors[:count], leaves.growth, strict=False):
-            if factor is None:
-                error += float(growth)
-            else:
-                factors = count_up(factors, ((0, factor),), _joiner(backend))
+        product_error, late = self.product_error, []
+        plain = np.array([factor is None for factor in leaves.factors[:count]])
+        if plain.any():
+            grams = count_matrices(
+                grams, leaves.grams[:count] if plain.all() else leaves.grams[:count][plain]
+            )
+        for b, factor in enumerate(leaves.factors[:count]):
+            if np.isfinite(leaves.growth[b]):
+                error += float(leaves.growth[b])
+                product_error += float(leaves.products[b])
+            if factor is not None:
+                late.append(factor)
+        if late:
+            factors = count_factors(backend, factors, late)
         return replace(
             self,
             n_blocks=self.n_blocks + count,
             grams=grams,
             factors=factors,
             gram_error=error,
+            product_error=product_error,
             space=leaves.spaces[count - 1],
         )
 
@@ -192,8 +180,8 @@ class StreamFactor:
         self, backend: Backend, rows: Rows, scale: FloatArray | None = None
     ) -> StreamFactor:
         """Return the factor with one block of any number of rows added, as its R factor."""
-        part, power = _scaled(rows, scale)
-        leaf = _moved(factor_blocks(backend, part, len(rows))[0], power)
+        part, power = scaled_rows(rows, scale)
+        leaf = factor_times(factor_blocks(backend, part, len(rows))[0], power)
         return replace(
             self,
             n_blocks=self.n_blocks + 1,
@@ -228,7 +216,7 @@ class StreamFactor:
         return replace(
             self,
             grams=grams,
-            factors=tuple((level, _moved(factor, powers)) for level, factor in factors),
+            factors=tuple((level, factor_times(factor, powers)) for level, factor in factors),
             gram_error=error,
         )
 
@@ -240,6 +228,7 @@ class StreamFactor:
             grams=count_up(self.grams, other.grams, np.add),
             factors=count_up(self.factors, other.factors, _joiner(backend)),
             gram_error=max(self.gram_error, other.gram_error),
+            product_error=max(self.product_error, other.product_error),
             space=self.space.merge(other.space),
         )
 
@@ -251,7 +240,7 @@ class StreamFactor:
         The ridge counts as rows. Cost O((d + len(rows)) d^2).
         """
         parts: list[Factor] = []
-        diagonal, error = None, self.gram_error
+        diagonal, error = None, self.gram_error + float(np.sqrt(self.product_error))
         if self.grams:
             total = self.grams[0][1]
             for _, G in self.grams[1:]:
@@ -316,7 +305,8 @@ class StreamFactor:
         self, rows: Rows, block: int, prefix: Whitening | None
     ) -> tuple[list[RowSpace], list[BoolArray]]:
         """Return the row space after each block, and which of its rows raised the rank."""
-        spaces, grew = [], []
+        spaces: list[RowSpace] = []
+        grew: list[BoolArray] = []
         space = self.space
         if self.n_blocks == 0 and prefix is not None and prefix.spans_coordinates:
             # the first block has full rank on its columns, and that is proved
@@ -329,26 +319,6 @@ class StreamFactor:
             spaces.append(space)
             grew.append(rose)
         return spaces, grew
-
-
-def _scaled(rows: Rows, scale: FloatArray | None) -> tuple[Rows, IntArray | int]:
-    """Return rows times their factors, over powers of two by column, and these powers.
-
-    Columns are near one before factors meet them: products neither overflow nor lose digits
-    to underflow.
-    """
-    if scale is None:
-        return rows, 0
-    e = column_exponents(rows)
-    e = np.where(e > NO_EXPONENT, e, 0)
-    power = int(np.frexp(scale.max(initial=0.0))[1])
-    with np.errstate(under="ignore"):
-        return scale_columns(rows, -e) * np.ldexp(scale, -power)[:, None], e + power
-
-
-def _moved(factor: Factor, powers: IntArray | int) -> Factor:
-    e = factor.exponents
-    return factor._replace(exponents=np.where(e > NO_EXPONENT, e + powers, e))
 
 
 def _ldexp2(G: FloatArray, powers: IntArray) -> FloatArray:

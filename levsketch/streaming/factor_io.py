@@ -24,6 +24,7 @@ Kinds = dict[str, tuple[str, int]]
 FACTOR_META: Fields = {
     "n_blocks": (int, 0, MAX_ROWS),
     "gram_error": (float, 0.0, 1.0),
+    "product_error": (float, 0.0, 1.0),
 }
 _PREFIX: Fields = {
     "triangular": (bool, 0, 1),
@@ -54,6 +55,7 @@ def factor_to_arrays(
     meta: dict[str, Any] = {
         "n_blocks": factor.n_blocks,
         "gram_error": factor.gram_error,
+        "product_error": factor.product_error,
         "gram_levels": [level for level, _ in factor.grams],
         "factor_levels": [level for level, _ in factor.factors],
         "prefix": None,
@@ -129,6 +131,7 @@ def factor_from_arrays(
         meta["gram_error"],
         space,
         empty.block,
+        meta["product_error"],
     )
     return factor, prefix
 
