@@ -95,7 +95,10 @@ def stack_factors(backend: Backend, factors: Sequence[Factor]) -> Factor:
     if len(factors) == 1:
         return factors[0]
     exponents = np.max([f.exponents for f in factors], axis=0)
-    stacked = np.concatenate([scale_columns(f.R, f.exponents - exponents) for f in factors])
+    scaled = [scale_columns(f.R, f.exponents - exponents) for f in factors]
+    if len(scaled) == 2:
+        return Factor(backend.qr_pairs(np.stack(scaled))[0], exponents)
+    stacked = np.concatenate(scaled)
     return Factor(backend.qr_blocks(stacked, stacked.shape[0])[0], exponents)
 
 

@@ -9,7 +9,7 @@ or row is computed by one thread in a fixed order, so no result depends on
 from cython cimport floating
 from cython.parallel cimport parallel, prange
 from libc.string cimport memset
-from scipy.linalg.cython_lapack cimport dgeqrf
+from scipy.linalg.cython_lapack cimport dgeqrf, dtpqrt
 
 cdef extern from "omp.h" nogil:
     int omp_get_max_threads()
@@ -224,3 +224,35 @@ def qr_blocks(const double[:, ::1] K, Py_ssize_t block, double[:, :, ::1] out, i
             failed += 1
     if failed:
         raise MemoryError("work space of qr_blocks")
+
+
+cdef int qr_pair(const double *R, Py_ssize_t d, double *out) noexcept nogil:
+    """out (d, d), diagonal >= 0, from QR of two upper triangles R (2 d, d); 0 when it went well."""
+    cdef int n = <int> d, nb = min(<int> 16, <int> d), info = 0
+    cdef Py_ssize_t i, j
+    cdef double sign
+    cdef double *A = lev_alloc(2 * d * d + 2 * nb * d)
+    if A == NULL:
+        return -1
+    for i in range(d):
+        for j in range(d):
+            A[j * d + i] = R[i * d + j]
+            A[d * d + j * d + i] = R[d * d + i * d + j]
+    dtpqrt(&n, &n, &n, &nb, A, &n, A + d * d, &n, A + 2 * d * d, &nb, A + 2 * d * d + nb * d, &info)
+    for i in range(d):
+        sign = -1.0 if A[i * d + i] < 0.0 else 1.0
+        for j in range(d):
+            out[i * d + j] = sign * A[j * d + i] if j >= i else 0.0
+    lev_free(A)
+    return info
+
+
+def qr_pairs(const double[:, :, ::1] R, double[:, :, ::1] out, int n_threads):
+    """out[b] (d, d) = R factor of the upper triangles R[2 b] on R[2 b + 1], each (d, d)."""
+    cdef Py_ssize_t d = R.shape[1], count = out.shape[0], b
+    cdef int failed = 0
+    for b in prange(count, nogil=True, num_threads=n_threads, schedule="dynamic"):
+        if qr_pair(&R[2 * b, 0, 0], d, &out[b, 0, 0]) != 0:
+            failed += 1
+    if failed:
+        raise MemoryError("work space of qr_pairs")

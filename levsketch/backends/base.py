@@ -75,6 +75,11 @@ class Backend:
             factors.append(xp.astype(sign, R.dtype)[:, None] * R)
         return xp.stack(factors)
 
+    def qr_pairs(self, R: Any) -> Any:
+        """Return the R factors (m, d, d) of upper triangles R[0] on R[1], R[2] on R[3], ..."""
+        xp, d = array_namespace(R), R.shape[-1]
+        return self.qr_blocks(xp.reshape(R, (-1, d)), 2 * d)
+
     def _wide_blocks(self, K: Any, block: int) -> Iterator[Any]:
         n = K.shape[0]
         for i in range(0, n, block):

@@ -176,3 +176,11 @@ class CpuBackend(Backend):
         with serial_blas():
             blocks.qr_blocks(wide, block, out, thread_count(n * d * d))
         return out
+
+    def qr_pairs(self, R: FloatArray) -> FloatArray:
+        """Return the R factors (m, d, d) of upper triangles R[0] on R[1], R[2] on R[3], ..."""
+        count, d = len(R) // 2, R.shape[-1]
+        out = np.empty((count, d, d))
+        with serial_blas():
+            blocks.qr_pairs(np.ascontiguousarray(R), out, thread_count(count * d**3))
+        return out

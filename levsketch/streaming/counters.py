@@ -78,5 +78,5 @@ def _stacked_pairs(backend: Backend, factors: list[Factor]) -> list[Factor]:
         scale_columns(f.R, f.exponents - common)
         for f, common in zip(factors, np.repeat(e, 2, axis=0), strict=True)
     ]
-    stacked = backend.qr_blocks(np.concatenate(rows), 2 * e.shape[1])
-    return [Factor(R, common) for R, common in zip(stacked, e, strict=True)]
+    found = backend.qr_pairs(np.stack(rows))
+    return [Factor(R, common) for R, common in zip(found, e, strict=True)]

@@ -92,7 +92,8 @@ def factors_where_needed(
             other.factors[b] = factor
     late = np.flatnonzero(by_qr)
     if len(late):
-        for b, factor in zip(late, _qr_factors(backend, rows, scale, block, late), strict=True):
+        found_late = _qr_factors(backend, rows, scale, block, late)
+        for b, factor in zip(late.tolist(), found_late, strict=True):
             factors[b] = factor
     return factors, after, products
 

@@ -181,6 +181,23 @@ def test_qr_blocks_are_triangular_with_the_gram_matrix_of_their_rows(n, d):
         assert (np.diagonal(R) >= 0).all()
 
 
+@pytest.mark.parametrize("d", [1, 3, 16, 17, 40])
+def test_qr_of_two_triangles_is_that_of_their_rows(d):
+    R = np.triu(draw(6 * d, d, np.float64).reshape(6, d, d))
+    R[4, d // 2] = R[5, d // 2] = 0.0  # and of rank less than d
+    for threads in (1, 2):
+        out = np.full((3, d, d), np.nan)
+        with serial_blas():
+            blocks.qr_pairs(R, out, threads)
+        for b, found in enumerate(out):
+            part = wide(R[2 * b : 2 * b + 2].reshape(-1, d))
+            sizes = np.sqrt(np.square(part).sum(axis=0))
+            error = np.abs(wide(found).T @ wide(found) - part.T @ part)
+            assert (error <= 30 * U * np.sqrt(d) * np.outer(sizes, sizes)).all()
+            assert (np.tril(found, -1) == 0).all()
+            assert (np.diagonal(found) >= 0).all()
+
+
 @pytest.mark.parametrize("d", WIDTHS)
 def test_nothing_outside_the_rows_is_read_or_written(level, d):
     # neighbours are NaN: one read of them would show, one write over them, too
