@@ -8,8 +8,9 @@ or row is computed by one thread in a fixed order, so no result depends on
 
 from cython cimport floating
 from cython.parallel cimport parallel, prange
-from libc.string cimport memset
-from scipy.linalg.cython_lapack cimport dgeqrf, dtpqrt
+from libc.string cimport memcpy, memset
+from scipy.linalg.cython_blas cimport dtrmm
+from scipy.linalg.cython_lapack cimport dgeqrf, dpotrf, dtpqrt
 
 cdef extern from "omp.h" nogil:
     int omp_get_max_threads()
@@ -256,3 +257,32 @@ def qr_pairs(const double[:, :, ::1] R, double[:, :, ::1] out, int n_threads):
             failed += 1
     if failed:
         raise MemoryError("work space of qr_pairs")
+
+
+cdef bint root_times(const double *H, const double *R, Py_ssize_t d, double *out) noexcept nogil:
+    """out (d, d) = C R with C the Cholesky factor of H; False if there is none."""
+    cdef int n = <int> d, info = 0
+    cdef double one = 1.0
+    cdef Py_ssize_t i, j
+    # LAPACK reads rows as columns: its lower triangle is our upper one, and C R is R^T C^T
+    memcpy(out, H, d * d * sizeof(double))
+    dpotrf("L", &n, out, &n, &info)
+    for i in range(d):
+        for j in range(i):
+            out[i * d + j] = 0.0
+    if info == 0:
+        dtrmm("L", "L", "N", "N", &n, &n, &one, <double *> R, &n, out, &n)
+    return info == 0
+
+
+def roots_times(
+    const double[:, :, ::1] H,
+    const double[:, ::1] R,
+    double[:, :, ::1] out,
+    unsigned char[::1] found,
+    int n_threads,
+):
+    """out[b] (d, d) = C R, with H[b] = C^T C and both upper triangular; found[b] = 0 if no C."""
+    cdef Py_ssize_t d = R.shape[0], count = out.shape[0], b
+    for b in prange(count, nogil=True, num_threads=n_threads, schedule="dynamic"):
+        found[b] = root_times(&H[b, 0, 0], &R[0, 0], d, &out[b, 0, 0])

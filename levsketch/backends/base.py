@@ -80,6 +80,23 @@ class Backend:
         xp, d = array_namespace(R), R.shape[-1]
         return self.qr_blocks(xp.reshape(R, (-1, d)), 2 * d)
 
+    def roots_times(self, H: Any, R: Any) -> tuple[Any, Any]:
+        """Return ``C R`` (m, d, d) for H[b] = C^T C, and for which b there is such a C.
+
+        C and R are upper triangular; what is returned for other b means nothing.
+        """
+        xp = array_namespace(H)
+        found, products = [], []
+        for b in range(H.shape[0]):
+            try:
+                C = xp.linalg.cholesky(H[b, ...]).T
+            except Exception:  # each library has a class of its own for it
+                C = xp.full_like(R, xp.nan)
+            good = bool(xp.all(xp.isfinite(C)))
+            found.append(good)
+            products.append(C @ R)
+        return xp.stack(products), xp.asarray(found)
+
     def _wide_blocks(self, K: Any, block: int) -> Iterator[Any]:
         n = K.shape[0]
         for i in range(0, n, block):

@@ -15,7 +15,7 @@ from joblib import cpu_count
 from threadpoolctl import ThreadpoolController
 
 import levsketch._kernels.blocks as blocks
-from levsketch._typing import FloatArray, Rows
+from levsketch._typing import BoolArray, FloatArray, Rows
 
 from .base import Backend
 
@@ -184,3 +184,12 @@ class CpuBackend(Backend):
         with serial_blas():
             blocks.qr_pairs(np.ascontiguousarray(R), out, thread_count(count * d**3))
         return out
+
+    def roots_times(self, H: FloatArray, R: FloatArray) -> tuple[FloatArray, BoolArray]:
+        """Return ``C R`` (m, d, d) for H[b] = C^T C, and for which b there is such a C."""
+        count, d = len(H), R.shape[-1]
+        out, found = np.empty((count, d, d)), np.empty(count, np.uint8)
+        H, R = np.ascontiguousarray(H), np.ascontiguousarray(R)
+        with serial_blas():
+            blocks.roots_times(H, R, out, found, thread_count(count * d**3))
+        return out, found.view(np.bool_)

@@ -75,7 +75,7 @@ def _stacked_pairs(backend: Backend, factors: list[Factor]) -> list[Factor]:
     e = np.stack([f.exponents for f in factors])
     e = np.maximum(e[0::2], e[1::2])
     rows = [
-        scale_columns(f.R, f.exponents - common)
+        f.R if (f.exponents == common).all() else scale_columns(f.R, f.exponents - common)
         for f, common in zip(factors, np.repeat(e, 2, axis=0), strict=True)
     ]
     found = backend.qr_pairs(np.stack(rows))

@@ -87,7 +87,13 @@ def whitened_factors(
         traces = np.trace(grams, axis1=1, axis2=2)
         growth = gram_roundoff(block, d) * d * traces / prefix.deflation
     usable = np.isfinite(growth) & np.isfinite(products) & ~_foreign(prefix, diagonals)
-    factors = [_factor(H, prefix) if fine else None for H, fine in zip(grams, usable, strict=True)]
+    factors: list[Factor | None] = [None] * count
+    triangles, found = backend.roots_times(grams, prefix.factor.R)
+    for b in np.flatnonzero(usable).tolist():
+        if found[b]:
+            factors[b] = prefix.factor._replace(R=np.asarray(triangles[b]).copy())
+        else:  # a column without entries
+            factors[b] = _factor(grams[b], prefix)
     usable = np.array([factor is not None for factor in factors])
     return Whitened(factors, np.where(usable, growth, np.inf), np.where(usable, products, np.inf))
 

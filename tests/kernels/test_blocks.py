@@ -198,6 +198,22 @@ def test_qr_of_two_triangles_is_that_of_their_rows(d):
             assert (np.diagonal(found) >= 0).all()
 
 
+@pytest.mark.parametrize("d", [1, 3, 16, 17, 40])
+def test_cholesky_factors_times_a_triangle_have_the_right_gram_matrix(d):
+    H, R = grams(draw(3 * 100, d, np.float64), 100), np.triu(draw(d, d, np.float64, seed=1))
+    H[1, -1, -1] = -1.0  # no factor
+    for threads in (1, 2):
+        out, found = np.full((3, d, d), np.nan), np.full(3, 9, np.uint8)
+        with serial_blas():
+            blocks.roots_times(H, R, out, found, threads)
+        assert found.tolist() == [1, 0, 1]
+        for b in (0, 2):
+            sizes = np.sqrt(np.diagonal(H[b])) @ np.abs(R)
+            error = np.abs(wide(out[b]).T @ wide(out[b]) - wide(R).T @ wide(H[b]) @ wide(R))
+            assert (error <= 10 * d * U * np.outer(sizes, sizes)).all()
+            assert (np.tril(out[b], -1) == 0).all()
+
+
 @pytest.mark.parametrize("d", WIDTHS)
 def test_nothing_outside_the_rows_is_read_or_written(level, d):
     # neighbours are NaN: one read of them would show, one write over them, too
