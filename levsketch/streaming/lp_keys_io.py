@@ -30,7 +30,8 @@ from .lp_policy import LpPolicy
 from .lp_selection import Refined
 from .pool import Pool
 
-_HUGE = 1.7e308
+# Levels are brought back near one once they leave 1e-100 to 1e100.
+_HUGE = 1e150
 _META: Fields = {
     "n_seen": (int, 1, MAX_ROWS),
     "level": (float, 0.0, _HUGE),
