@@ -6,6 +6,7 @@ import numpy as np
 import scipy.linalg
 
 from levsketch._typing import FloatArray, IntArray
+from levsketch.backends.exponentials import Taken, absorb, take
 
 from .query_law import RemainderKernel
 
@@ -17,6 +18,8 @@ _FLOOR, _LEAST = 1e-9, 1e-300
 # Added to the unit diagonal of kernel matrices that are solved with.
 _JITTER = 1e-6
 _MOST_AT_ONCE = 16
+# Entries of the kernel matrix that is held while rows are chosen: 32 MiB.
+_HELD = 1 << 22
 
 
 def chosen(kernel: RemainderKernel, X: FloatArray, B: FloatArray, size: int) -> IntArray:
@@ -42,37 +45,60 @@ def chosen(kernel: RemainderKernel, X: FloatArray, B: FloatArray, size: int) -> 
     ``||r_j||^2 / delta_j`` with r the inner products of its function with the remainders and
     delta_j its squared distance from the span. Up to 16 rows are taken at a time, by the same
     rule, out of the four times as many best ones: then matrix products do the rest. The result
-    depends on no random numbers. O(n^2 d + n size (size + c)) time, O(n size) memory.
+    depends on no random numbers. O(n^2 d + n size (size + c)) time,
+    O(n size) memory, and the kernel matrix while it has no more than 2**22 entries.
     """
     n = len(X)
-    top = kernel.diagonal(X)
-    floor = _floor(top)
-    left, rest = top.copy(), products(kernel, X, X, B)
-    root = np.empty((n, size))
-    free = left > floor
+    matrix = _KernelMatrix(kernel, X)
+    left = kernel.diagonal(X)
+    floor = _floor(left)
+    rest, gain = matrix.times(B), np.empty(n)
+    root = np.empty((size, n))
+    absorb(root[:0], Taken.none(len(rest)), rest, left, floor, gain)
     found: list[IntArray] = []
     k, at_once = 0, min(max(size // 32, 1), _MOST_AT_ONCE)
     while k < size:
-        gain = np.where(free, np.sum(rest * rest, axis=1) / np.maximum(left, floor), 0.0)
         best = _largest(gain, 4 * at_once if at_once > 1 else 1)
         if not len(best):
             break
-        inner = kernel(X[best], X[best]) - root[best, :k] @ root[best, :k].T
-        new = best[_one_by_one(inner, rest[best], floor, min(at_once, size - k))]
-        if not len(new):
+        seen = np.take(root[:k], best, axis=1)
+        inner = matrix.block(best) - seen.T @ seen
+        taken = take(inner, np.take(rest, best, axis=1), floor, min(at_once, size - k))
+        if not len(taken.which):
             break
-        columns = kernel(X, X[new]) - root[:, :k] @ root[new, :k].T
-        lower = _cholesky((columns[new] + columns[new].T) / 2.0)
-        fresh = scipy.linalg.solve_triangular(lower, columns.T, lower=True, check_finite=False).T
-        known = scipy.linalg.solve_triangular(lower, rest[new], lower=True, check_finite=False)
-        root[:, k : k + len(new)] = fresh
-        rest = rest - fresh @ known
-        left = np.maximum(left - np.sum(fresh * fresh, axis=1), 0.0)
-        free[new] = False
-        free &= left > floor
+        new, columns = best[taken.which], root[k : k + len(taken.which)]
+        np.subtract(matrix.rows(new), seen[:, taken.which].T @ root[:k], out=columns)
+        absorb(columns, taken, rest, left, floor, gain)
+        left[new] = gain[new] = 0.0
         found.append(new)
         k += len(new)
     return np.concatenate(found) if found else np.zeros(0, np.int64)
+
+
+class _KernelMatrix:
+    """The kernel of n rows with each other: held if it is small, else parts of it made anew."""
+
+    def __init__(self, kernel: RemainderKernel, X: FloatArray) -> None:
+        self.kernel, self.X = kernel, X
+        self.whole = kernel(X, X) if len(X) ** 2 <= _HELD else None
+
+    def times(self, B: FloatArray) -> FloatArray:
+        """Return ``(H B)^T``, (c, n): for each column of ``B``."""
+        if self.whole is not None:
+            return np.asarray(B.T @ self.whole)
+        return np.ascontiguousarray(products(self.kernel, self.X, self.X, B).T)
+
+    def rows(self, which: IntArray) -> FloatArray:
+        """Return some rows, (b, n)."""
+        if self.whole is not None:
+            return self.whole[which]
+        return self.kernel(self.X[which], self.X)
+
+    def block(self, which: IntArray) -> FloatArray:
+        """Return the kernel of some rows with each other, (b, b)."""
+        if self.whole is not None:
+            return self.whole[which[:, None], which]
+        return self.kernel(self.X[which], self.X[which])
 
 
 def _largest(gain: FloatArray, count: int) -> IntArray:
@@ -84,26 +110,6 @@ def _largest(gain: FloatArray, count: int) -> IntArray:
         best = np.argpartition(-gain, count - 1)[:count]
         best = best[np.lexsort((best, -gain[best]))]
     return np.asarray(best[gain[best] > 0.0])
-
-
-def _one_by_one(inner: FloatArray, rest: FloatArray, floor: float, count: int) -> list[int]:
-    """Return which of a few rows to take, one by one, given their kernel and remainders."""
-    inner, rest = inner.copy(), rest.copy()
-    free = np.ones(len(inner), np.bool_)
-    taken: list[int] = []
-    for _ in range(count):
-        left = np.diagonal(inner)
-        gain = np.sum(rest * rest, axis=1) / np.maximum(left, floor)
-        gain = np.where(free & (left > floor), gain, 0.0)
-        i = int(np.argmax(gain))
-        if gain[i] <= 0.0:
-            break
-        column = inner[:, i] / np.sqrt(inner[i, i])
-        rest = rest - np.outer(column, rest[i] / np.sqrt(inner[i, i]))
-        inner = inner - np.outer(column, column)
-        free[i] = False
-        taken.append(i)
-    return taken
 
 
 def products(kernel: RemainderKernel, X: FloatArray, Y: FloatArray, B: FloatArray) -> FloatArray:
