@@ -19,8 +19,9 @@ cdef extern from "exps.h" nogil:
             double *, Py_ssize_t, Py_ssize_t, Py_ssize_t, int, const double *,
             const double *) noexcept nogil
         void (*pursue)(
-            double *, Py_ssize_t, Py_ssize_t, Py_ssize_t, const double *, const double *,
-            Py_ssize_t, double *, Py_ssize_t, double *, double, double *) noexcept nogil
+            double *, Py_ssize_t, Py_ssize_t, Py_ssize_t, Py_ssize_t, const double *,
+            const double *, const double *, Py_ssize_t, double *, Py_ssize_t, double *, double,
+            double *) noexcept nogil
 
     const lev_exps *lev_exps_named(const char *)
 
@@ -67,7 +68,8 @@ def remainder(
 
 
 def pursue(
-    double[:, ::1] F,
+    double[:, ::1] root,
+    const double[:, ::1] seen,
     const double[:, ::1] L,
     const double[:, ::1] known,
     double[:, ::1] rest,
@@ -79,15 +81,19 @@ def pursue(
 ):
     """One step of a block Cholesky factorisation with right-hand sides: see exps.h.
 
-    F (b, n) and rest (c, n) are changed, left and gain (n,) are of columns; ``L`` (b, b) has its
-    diagonal inverted, ``known`` is (b, c). b may be 0 (with anything for L and known): then only
-    the gain is found.
+    root (k + b, n) and rest (c, n) are changed, left and gain (n,) are of columns; ``seen`` is
+    (k, b), ``L`` (b, b) has its diagonal inverted, ``known`` is (b, c). With b = 0 only the gain
+    is found.
     """
     cdef const lev_exps *table = table_of(level)
-    cdef Py_ssize_t b = F.shape[0], n = F.shape[1], c = rest.shape[0], t, j, width
-    cdef double *first = &F[0, 0] if b else NULL
+    cdef Py_ssize_t k = seen.shape[0], b = L.shape[0], n = left.shape[0], c = rest.shape[0]
+    cdef Py_ssize_t t, j, width
+    cdef double *first = &root[0, 0] if b else NULL
+    cdef const double *before = &seen[0, 0] if b and k else NULL
     cdef const double *lower = &L[0, 0] if b else NULL
     cdef const double *values = &known[0, 0] if b else NULL
+    if b == 0:
+        k = 0
     for t in prange(
         (n + LEV_PURSUE_COLUMNS - 1) // LEV_PURSUE_COLUMNS,
         nogil=True,
@@ -97,8 +103,8 @@ def pursue(
         j = t * LEV_PURSUE_COLUMNS
         width = min(LEV_PURSUE_COLUMNS, n - j)
         table.pursue(
-            first + j if b else NULL, b, width, n, lower, values, c, &rest[0, j], n, &left[j],
-            floor, &gain[j])
+            first + j if b else NULL, k, b, width, n, before, lower, values, c, &rest[0, j], n,
+            &left[j], floor, &gain[j])
 
 
 def take(
@@ -129,7 +135,8 @@ def take(
     for j in range(n):
         left[j] = inner[j, j]
     with nogil:
-        table.pursue(NULL, 0, n, n, NULL, NULL, c, &rest[0, 0], n, left, floor, gain)
+        table.pursue(
+            NULL, 0, 0, n, n, NULL, NULL, NULL, c, &rest[0, 0], n, left, floor, gain)
         for k in range(b):
             best = 0
             for j in range(1, n):
@@ -147,7 +154,8 @@ def take(
             for j in range(n):
                 row[j] = inner[best, j]
             table.pursue(
-                row, 1, n, n, &inverse, &known[k, 0], c, &rest[0, 0], n, left, floor, gain)
+                row, 0, 1, n, n, NULL, &inverse, &known[k, 0], c, &rest[0, 0], n, left, floor,
+                gain)
             left[best] = 0.0
             gain[best] = 0.0
             for i in range(n):

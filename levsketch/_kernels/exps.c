@@ -10,12 +10,16 @@
 #define LEV_STR_(a) #a
 #define LEV_STR(a) LEV_STR_(a)
 
+/* Registers: SEEN_ROWS x 4 vector accumulators. */
 #if defined(__AVX512F__)
 #define VECTOR_BYTES 64
+#define SEEN_ROWS 6
 #elif defined(__AVX2__)
 #define VECTOR_BYTES 32
+#define SEEN_ROWS 2
 #else
 #define VECTOR_BYTES 16
+#define SEEN_ROWS 2
 #endif
 
 #define LANES (VECTOR_BYTES / 8)
@@ -248,8 +252,56 @@ static void pursue_columns(double (*restrict now)[LEV_PURSUE_COLUMNS], ptrdiff_t
     }
 }
 
-static void pursue(double *F, ptrdiff_t b, ptrdiff_t n, ptrdiff_t ld, const double *L, const double *known,
-                   ptrdiff_t c, double *rest, ptrdiff_t ld_rest, double *left, double floor, double *gain)
+/* now[i] -= sum over l of seen[l, i] root[l] for `rows` rows, LEV_PURSUE_COLUMNS columns. */
+#define SUBTRACT(rows)                                                            \
+    for (int j = 0; j < LEV_PURSUE_COLUMNS; j += 4 * LANES) {                     \
+        vec sum[rows][4];                                                         \
+        for (int m = 0; m < rows; m++)                                            \
+            for (int v = 0; v < 4; v++)                                           \
+                sum[m][v] = (vec){0};                                             \
+        for (ptrdiff_t l = 0; l < k; l++) {                                       \
+            const double *row = root + l * ld + j;                                \
+            vec at[4];                                                            \
+            for (int v = 0; v < 4; v++)                                           \
+                at[v] = *(const vec *)(row + v * LANES);                          \
+            for (int m = 0; m < rows; m++) {                                      \
+                vec factor = spread(seen[l * b + i + m]);                         \
+                for (int v = 0; v < 4; v++)                                       \
+                    sum[m][v] += factor * at[v];                                  \
+            }                                                                     \
+        }                                                                         \
+        for (int m = 0; m < rows; m++)                                            \
+            for (int v = 0; v < 4; v++)                                           \
+                *(vec *)(now[i + m] + j + v * LANES) -= sum[m][v];                \
+    }
+
+static void subtract_seen(double (*now)[LEV_PURSUE_COLUMNS], ptrdiff_t b, const double *root, ptrdiff_t k,
+                          ptrdiff_t ld, const double *seen)
+{
+    ptrdiff_t i = 0;
+    for (; i + SEEN_ROWS <= b; i += SEEN_ROWS)
+        SUBTRACT(SEEN_ROWS)
+    for (; i < b; i++)
+        SUBTRACT(1)
+}
+
+/* The last columns, fewer than a vector register tile, of finished rows: one by one. */
+static void subtract_some(double (*now)[LEV_PURSUE_COLUMNS], ptrdiff_t b, ptrdiff_t width, const double *root,
+                          ptrdiff_t k, ptrdiff_t ld, const double *seen)
+{
+    for (ptrdiff_t i = 0; i < b; i++) {
+        double sums[LEV_PURSUE_COLUMNS] = {0};
+        for (ptrdiff_t l = 0; l < k; l++)
+            for (ptrdiff_t j = 0; j < width; j++)
+                sums[j] += seen[l * b + i] * root[l * ld + j];
+        for (ptrdiff_t j = 0; j < width; j++)
+            now[i][j] -= sums[j];
+    }
+}
+
+static void pursue(double *root, ptrdiff_t k, ptrdiff_t b, ptrdiff_t n, ptrdiff_t ld, const double *seen,
+                   const double *L, const double *known, ptrdiff_t c, double *rest, ptrdiff_t ld_rest,
+                   double *left, double floor, double *gain)
 {
     double now[LEV_PURSUE_ROWS][LEV_PURSUE_COLUMNS] __attribute__((aligned(64)));
     for (ptrdiff_t j = 0; j < n; j += LEV_PURSUE_COLUMNS) {
@@ -258,10 +310,14 @@ static void pursue(double *F, ptrdiff_t b, ptrdiff_t n, ptrdiff_t ld, const doub
         if (width < LEV_PURSUE_COLUMNS)
             memset(now, 0, sizeof now);
         for (ptrdiff_t i = 0; i < b; i++)
-            memcpy(now[i], F + i * ld + j, bytes);
+            memcpy(now[i], root + (k + i) * ld + j, bytes);
+        if (k && width == LEV_PURSUE_COLUMNS)
+            subtract_seen(now, b, root + j, k, ld, seen);
+        else if (k)
+            subtract_some(now, b, width, root + j, k, ld, seen);
         pursue_columns(now, b, width, L, known, c, rest + j, ld_rest, left + j, floor, gain + j);
         for (ptrdiff_t i = 0; i < b; i++)
-            memcpy(F + i * ld + j, now[i], bytes);
+            memcpy(root + (k + i) * ld + j, now[i], bytes);
     }
 }
 

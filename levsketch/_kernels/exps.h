@@ -23,13 +23,15 @@ typedef struct {
     /* a_ij = rows[i] columns[j] (exp(a_ij) - 1 - order a_ij), without cancellation; order 0 or 1 */
     void (*remainder)(double *A, ptrdiff_t m, ptrdiff_t n, ptrdiff_t ld, int order, const double *rows,
                       const double *columns);
-    /* One step of a block Cholesky factorisation and its right-hand sides, for n columns:
-     * F (b, n) = L^-1 F, rest (c, n) -= known^T F, left (n) = max(left - squares of F, 0), and gain
-     * (n) = squares of rest over left, 0 where left <= floor. L (b, b) lower triangular, its
-     * diagonal inverted; known (b, c); b at most LEV_PURSUE_ROWS. */
-    void (*pursue)(double *F, ptrdiff_t b, ptrdiff_t n, ptrdiff_t ld, const double *L, const double *known,
-                   ptrdiff_t c, double *rest, ptrdiff_t ld_rest, double *left, double floor,
-                   double *gain);
+    /* One step of a block Cholesky factorisation and its right-hand sides, for n columns. ROOT has k
+     * finished rows (k, n) and below them b rows of the matrix, which become
+     * F (b, n) = L^-1 (these - seen^T ROOT_k); then rest (c, n) -= known^T F,
+     * left (n) = max(left - squares of F, 0), and gain (n) = squares of rest over left, 0 where
+     * left <= floor. seen (k, b); L (b, b) lower triangular, its diagonal inverted; known (b, c);
+     * b at most LEV_PURSUE_ROWS. */
+    void (*pursue)(double *root, ptrdiff_t k, ptrdiff_t b, ptrdiff_t n, ptrdiff_t ld, const double *seen,
+                   const double *L, const double *known, ptrdiff_t c, double *rest, ptrdiff_t ld_rest,
+                   double *left, double floor, double *gain);
 } lev_exps;
 
 /* The table of a level that lev_tiles_select found to run here; NULL for unknown names. */

@@ -85,7 +85,8 @@ def take(inner: FloatArray, rest: FloatArray, floor: float, count: int) -> Taken
 
 
 def absorb(
-    columns: FloatArray,
+    root: FloatArray,
+    seen: FloatArray,
     taken: Taken,
     rest: FloatArray,
     left: FloatArray,
@@ -94,13 +95,24 @@ def absorb(
 ) -> None:
     """Take in up to 16 rows: one step of a block Cholesky factorisation, over all n columns.
 
-    ``columns`` (b, n), C-contiguous, become rows of the factor; they are taken off ``rest``
-    (c, n) and their squares off ``left`` (n,). ``gain`` (n,) is then how much each column would
-    lower the rest, 0 where no more than ``floor`` is left of it. With no rows only the gain is
-    found.
+    ``root`` (k + b, n), C-contiguous, has k rows of the factor and b of the matrix; these become
+    rows of the factor, given ``seen`` (k, b), the columns of the first k for the new rows. They are
+    taken off ``rest`` (c, n) and their squares off ``left`` (n,). ``gain`` (n,) is then how
+    much each column would lower the rest, 0 where no more than ``floor`` is left of it. With no
+    rows only the gain is found.
     """
-    n = len(left)
-    count = thread_count(n * (len(columns) + 1) * (len(columns) + len(rest)))
+    if not len(left):
+        return
+    count = thread_count(len(left) * (len(taken.which) + 1) * (len(root) + len(rest)))
     exponentials.pursue(
-        columns, taken.lower, taken.known, rest, left, floor, gain, blocks.tiles_name(), count
+        root,
+        seen,
+        taken.lower,
+        taken.known,
+        rest,
+        left,
+        floor,
+        gain,
+        blocks.tiles_name(),
+        count,
     )

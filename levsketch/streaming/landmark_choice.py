@@ -22,60 +22,7 @@ _MOST_AT_ONCE = 16
 _HELD = 1 << 22
 
 
-def chosen(kernel: RemainderKernel, X: FloatArray, B: FloatArray, size: int) -> IntArray:
-    """Return the numbers of at most ``size`` rows whose functions span ``sum_j B_j phi_j`` best.
-
-    Parameters
-    ----------
-    kernel : RemainderKernel
-    X : (n, d) array
-        Coordinates of the keys.
-    B : (n, c) array
-        Coefficients of their functions (of norm one) in the c functions to be approximated.
-    size : int
-
-    Returns
-    -------
-    (k,) int array
-        In the order in which they were chosen; k < size where fewer rows span the others.
-
-    Notes
-    -----
-    Greedy: the next row is the one that lowers the squared error most,
-    ``||r_j||^2 / delta_j`` with r the inner products of its function with the remainders and
-    delta_j its squared distance from the span. Up to 16 rows are taken at a time, by the same
-    rule, out of the four times as many best ones: then matrix products do the rest. The result
-    depends on no random numbers. O(n^2 d + n size (size + c)) time,
-    O(n size) memory, and the kernel matrix while it has no more than 2**22 entries.
-    """
-    n = len(X)
-    matrix = _KernelMatrix(kernel, X)
-    left = kernel.diagonal(X)
-    floor = _floor(left)
-    rest, gain = matrix.times(B), np.empty(n)
-    root = np.empty((size, n))
-    absorb(root[:0], Taken.none(len(rest)), rest, left, floor, gain)
-    found: list[IntArray] = []
-    k, at_once = 0, min(max(size // 32, 1), _MOST_AT_ONCE)
-    while k < size:
-        best = _largest(gain, 4 * at_once if at_once > 1 else 1)
-        if not len(best):
-            break
-        seen = np.take(root[:k], best, axis=1)
-        inner = matrix.block(best) - seen.T @ seen
-        taken = take(inner, np.take(rest, best, axis=1), floor, min(at_once, size - k))
-        if not len(taken.which):
-            break
-        new, columns = best[taken.which], root[k : k + len(taken.which)]
-        np.subtract(matrix.rows(new), seen[:, taken.which].T @ root[:k], out=columns)
-        absorb(columns, taken, rest, left, floor, gain)
-        left[new] = gain[new] = 0.0
-        found.append(new)
-        k += len(new)
-    return np.concatenate(found) if found else np.zeros(0, np.int64)
-
-
-class _KernelMatrix:
+class KernelMatrix:
     """The kernel of n rows with each other: held if it is small, else parts of it made anew."""
 
     def __init__(self, kernel: RemainderKernel, X: FloatArray) -> None:
@@ -99,6 +46,56 @@ class _KernelMatrix:
         if self.whole is not None:
             return self.whole[which[:, None], which]
         return self.kernel(self.X[which], self.X[which])
+
+
+def chosen(matrix: KernelMatrix, inner: FloatArray, size: int) -> IntArray:
+    """Return the numbers of at most ``size`` rows whose functions span c others best.
+
+    Parameters
+    ----------
+    matrix : KernelMatrix
+        Of the n rows.
+    inner : (c, n) array
+        Inner products of the functions to be approximated with those of the rows:
+        ``matrix.times(B)`` for functions ``sum_j B_j phi_j``.
+    size : int
+
+    Returns
+    -------
+    (k,) int array
+        In the order in which they were chosen; k < size where fewer rows span the others.
+
+    Notes
+    -----
+    Greedy: the next row is the one that lowers the squared error most,
+    ``||r_j||^2 / delta_j`` with r the inner products of its function with the remainders and
+    delta_j its squared distance from the span. Up to 16 rows are taken at a time, by the same
+    rule, out of the four times as many best ones: then they are taken in by one pass over all. The
+    result depends on no random numbers. O(n size (size + c)) time, O(n size) memory.
+    """
+    rest, n = np.array(inner, order="C"), inner.shape[1]
+    left, gain, root = matrix.kernel.diagonal(matrix.X), np.empty(n), np.empty((size, n))
+    floor = _floor(left)
+    absorb(root[:0], root[:0, :0], Taken.none(len(rest)), rest, left, floor, gain)
+    found: list[IntArray] = []
+    k, at_once = 0, min(max(size // 32, 1), _MOST_AT_ONCE)
+    while k < size:
+        best = _largest(gain, 4 * at_once if at_once > 1 else 1)
+        if not len(best):
+            break
+        seen = root[:k].take(best, axis=1)
+        own = matrix.block(best)
+        own -= seen.T @ seen
+        taken = take(own, rest.take(best, axis=1), floor, min(at_once, size - k))
+        if not len(taken.which):
+            break
+        new, end = best[taken.which], k + len(taken.which)
+        root[k:end] = matrix.rows(new)
+        absorb(root[:end], seen.take(taken.which, axis=1), taken, rest, left, floor, gain)
+        left[new] = gain[new] = 0.0
+        found.append(new)
+        k = end
+    return np.concatenate(found) if found else np.zeros(0, np.int64)
 
 
 def _largest(gain: FloatArray, count: int) -> IntArray:

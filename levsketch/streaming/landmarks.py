@@ -11,7 +11,7 @@ import numpy as np
 from levsketch._typing import BoolArray, FloatArray, IntArray
 from levsketch.functions.softmax import softmax_sums
 
-from .landmark_choice import chosen, emphasis, products, projected
+from .landmark_choice import KernelMatrix, chosen, emphasis, products, projected
 from .query_law import QueryLaw, RemainderKernel
 
 # Keys with ||x||^2 / 2 beyond this, or |t| beyond four times it, are too far out for the law: the
@@ -163,17 +163,20 @@ class Landmarks:
         weights, size = self.weights[~far], self.size - int(far.sum())
         keys = _within_reach(law, self.keys[~far])
         x, t = law.coordinates(keys)
-        kernel = RemainderKernel(self.order)
         functions = weights * np.exp(t + np.sum(x * x, axis=1))[:, None]
         level = float(np.max(np.abs(functions), initial=0.0)) or 1.0
         functions /= level
-        picked = chosen(kernel, x, functions * emphasis(functions.shape[1]), size)
+        kernel = RemainderKernel(self.order)
+        matrix = KernelMatrix(kernel, x)
+        inner = matrix.times(functions)
+        picked = chosen(matrix, inner * emphasis(len(inner))[:, None], size)
         best, places, found = -np.inf, keys[:0], functions[:0]
-        for tried in _places(x, keys, functions, picked):
+        for i, tried in enumerate(_places(x, keys, functions, picked)):
             s, _ = law.coordinates(tried)
-            wanted = products(kernel, s, x, functions)
+            # the first ones are keys
+            wanted = products(kernel, s, x, functions) if i else inner[:, picked].T
             if moved is not None:
-                wanted += _inner_with_trend(law, self.order, tried, moved) / level
+                wanted = wanted + _inner_with_trend(law, self.order, tried, moved) / level
             coefficients, explained = projected(kernel, s, wanted)
             if explained > best:
                 best, places, found = explained, tried, coefficients
