@@ -120,13 +120,14 @@ def take(
     """Return how many of n candidates were taken, one by one, as many as ``taken`` has room for.
 
     ``inner`` (n, n) are the inner products of the candidates, ``rest`` (c, n) those with what is
-    to be explained; both are changed, and ``work`` (n (2 + b),) too. Each time the candidate with the
-    largest squares of rest over its own is taken, as long as its own are above ``floor``. ``L``
-    (b, b) becomes their Cholesky factor, its diagonal inverted, and ``known`` (b, c) what `pursue`
-    asks for.
+    to be explained; both are changed, and ``work`` (n (2 + b),) too. Each time the candidate with
+    the largest squares of rest over its own is taken, as long as its own are above ``floor``.
+    ``L`` (b, b) becomes their Cholesky factor, its diagonal inverted, and ``known`` (b, c) what
+    `pursue` asks for.
     """
     cdef const lev_exps *table = table_of(level)
-    cdef Py_ssize_t n = inner.shape[0], c = rest.shape[0], b = taken.shape[0], k, i, j, l, best
+    cdef Py_ssize_t n = inner.shape[0], c = rest.shape[0], b = taken.shape[0]
+    cdef Py_ssize_t k, i, j, best
     cdef double *left = &work[0]
     cdef double *gain = &work[n]
     cdef double *factors = &work[2 * n]
@@ -162,6 +163,6 @@ def take(
                 for j in range(n):
                     inner[i, j] -= row[i] * row[j]
         for k in range(b):
-            for l in range(k):
-                L[k, l] = factors[l * n + taken[k]]
+            for j in range(k):
+                L[k, j] = factors[j * n + taken[k]]
     return b

@@ -42,9 +42,7 @@ def softmax_weights(
     return top, A
 
 
-def exp_remainder(
-    A: FloatArray, order: int, rows: FloatArray, columns: FloatArray
-) -> FloatArray:
+def exp_remainder(A: FloatArray, order: int, rows: FloatArray, columns: FloatArray) -> FloatArray:
     """Return ``rows_i columns_j (exp(a_ij) - 1 - order a_ij)``, written over ``A`` (m, n).
 
     ``order`` is 0 or 1. Small arguments lose no digits: the polynomial that exp is made of begins

@@ -127,8 +127,10 @@ def projected(
     """
     own = kernel.diagonal(S)
     scale = np.sqrt(np.maximum(own, _floor(own)))
-    H = kernel(S, S) / scale[:, None] / scale
-    factor = _cholesky(H + np.eye(len(S)) * _JITTER)
+    H = kernel(S, S)
+    H /= scale[:, None]
+    H /= scale
+    factor = _cholesky(_ridged(H, _JITTER))
     wanted = target / scale[:, None]
     y = scipy.linalg.cho_solve((factor, True), wanted, check_finite=False)
     # once more on what is left: the jitter then hides no digits where H is well-conditioned
@@ -151,12 +153,19 @@ def _floor(squares: FloatArray) -> float:
     return max(_FLOOR * float(squares.max(initial=0.0)), _LEAST)
 
 
+def _ridged(A: FloatArray, ridge: float) -> FloatArray:
+    """Return A plus ``ridge`` times the identity."""
+    sum_ = A.copy()
+    sum_.ravel()[:: len(A) + 1] += ridge
+    return sum_
+
+
 def _cholesky(A: FloatArray) -> FloatArray:
     """Return the lower Cholesky factor of A, which rounding may have left indefinite."""
     size = float(np.max(np.diagonal(A), initial=_LEAST))
     for jitter in (0.0, 1e-10, 1e-7, 1e-4):
         try:
-            return np.asarray(np.linalg.cholesky(A + np.eye(len(A)) * (jitter * size)))
+            return np.asarray(np.linalg.cholesky(_ridged(A, jitter * size)))
         except np.linalg.LinAlgError:
             continue
-    return np.asarray(np.linalg.cholesky(A + np.eye(len(A)) * size))
+    return np.asarray(np.linalg.cholesky(_ridged(A, size)))

@@ -137,4 +137,4 @@ class RemainderKernel:
     def diagonal(self, X: FloatArray) -> FloatArray:
         """Return the kernel of each row of ``X`` with itself, (n,)."""
         g = np.sum(X * X, axis=1)
-        return exp_remainder(g[None], self.order, np.ones(1), np.exp(-g))[0]
+        return exp_remainder(g[None], self.order, np.ones(1), np.exp(-g)).ravel()

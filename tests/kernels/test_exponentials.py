@@ -53,7 +53,7 @@ def test_exponentials_are_within_one_unit_in_the_last_place(level):
 
 
 def test_exponentials_are_those_of_mpmath(level):
-    x = hard_arguments(1)[:: 97]
+    x = hard_arguments(1)[::97]
     x = x[(x > SMALLEST) & (x < LARGEST)]
     found = exp(x.copy())
     with mpmath.workdps(40):
@@ -203,12 +203,15 @@ def test_a_step_of_the_pursuit_is_a_step_of_cholesky(seed, n, c, b):
             exponentials.pursue(
                 held, seen, inverted, known, values, own, floor, gain, level, threads
             )
-            assert untouched() and apart()
+            assert untouched()
+            assert apart()
             np.testing.assert_array_equal(held[:k], root)
             condition = np.linalg.cond(H)
             size = 1e3 * U * condition * np.abs(H).max()
             np.testing.assert_allclose(held[k:], fresh, atol=size)
-            np.testing.assert_allclose(values, expected, atol=size * (1 + np.abs(known).max(initial=0)))
+            np.testing.assert_allclose(
+                values, expected, atol=size * (1 + np.abs(known).max(initial=0))
+            )
             np.testing.assert_allclose(own, remains, atol=size)
             squares = np.sum(values * values, axis=0)
             wanted = np.where(own > floor, squares / np.maximum(own, floor), 0.0)
