@@ -294,7 +294,7 @@ def _passing_sums(
 
     def absorb(keys: FloatArray, summed: FloatArray, part: slice) -> None:
         with np.errstate(all="ignore"):  # overflow is told by the shift that it leaves
-            found = softmax_sums(Q[part], keys, summed, weighing)
+            found = softmax_sums(Q[part], keys, summed, weighing, threads=1)
             shift[part], sums[part] = combine(shift[part], sums[part], *found, weighing)
 
     for keys, summed in segments:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from levsketch._typing import FloatArray
+from levsketch.backends.exponentials import softmax_weights
 
 # Values of this many (query, key) pairs are held at a time, 2 MiB: in a cache of that size the
 # passes over them cost a tenth of the two products (measured: 2**17 to 2**19 are alike).
@@ -32,11 +33,25 @@ class Weighing:
         overwrite ``values``.
     least : float
         The value below which there is none: that of no keys at all.
+    fused : callable or None
+        ``(products, threads)`` to the largest value of each row and all relative to it, as the
+        others give them, in one pass.
     """
 
     values: Callable[[FloatArray], FloatArray]
     relative: Callable[[FloatArray, FloatArray], FloatArray]
     least: float
+    fused: Callable[[FloatArray, int | None], tuple[FloatArray, FloatArray]] | None = None
+
+    def weighed(
+        self, products: FloatArray, threads: int | None = None
+    ) -> tuple[FloatArray, FloatArray]:
+        """Return the largest value of each row (m,), and weights (m, n) relative to it; n > 0."""
+        if self.fused is not None:
+            return self.fused(products, threads)
+        values = self.values(products)
+        top = values.max(axis=1)
+        return top, self.relative(values, top[:, None])
 
 
 def _exponential(logits: FloatArray, top: FloatArray) -> FloatArray:
@@ -54,14 +69,21 @@ def exponentials(scale: float = 1.0) -> Weighing:
             products *= scale
         return products
 
-    return Weighing(logits, _exponential, -np.inf)
+    def fused(products: FloatArray, threads: int | None) -> tuple[FloatArray, FloatArray]:
+        return softmax_weights(products, scale, threads)
+
+    return Weighing(logits, _exponential, -np.inf, fused)
 
 
 SOFTMAX = exponentials()
 
 
 def softmax_sums(
-    Q: FloatArray, K: FloatArray, V: FloatArray, weighing: Weighing = SOFTMAX
+    Q: FloatArray,
+    K: FloatArray,
+    V: FloatArray,
+    weighing: Weighing = SOFTMAX,
+    threads: int | None = None,
 ) -> tuple[FloatArray, FloatArray]:
     """Return t (m,) and S (m, c) with ``sum_j exp(<q_i, k_j>) v_j = exp(t_i) S_i``.
 
@@ -72,6 +94,9 @@ def softmax_sums(
         column of ones (or of weights) in ``V``, its sum is the normaliser.
     weighing : Weighing
         Another f than exp; ``exp(t)`` is then f at the value t.
+    threads : int, optional
+        For exponentials, which are as many as products: 1 for callers that have threads of their
+        own. As many as pay, by default; no bit depends on it.
 
     Returns
     -------
@@ -88,10 +113,8 @@ def softmax_sums(
     shift, sums = np.full(len(Q), weighing.least), np.zeros((len(Q), V.shape[1]))
     step = max(1, BLOCK_PAIRS // max(1, len(Q)))
     for start in range(0, len(K), step):
-        values = weighing.values(Q @ K[start : start + step].T)
-        top = values.max(axis=1)
-        part = weighing.relative(values, top[:, None]) @ V[start : start + step]
-        shift, sums = combine(shift, sums, top, part, weighing)
+        top, weights = weighing.weighed(Q @ K[start : start + step].T, threads)
+        shift, sums = combine(shift, sums, top, weights @ V[start : start + step], weighing)
     return shift, sums
 
 

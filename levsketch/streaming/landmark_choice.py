@@ -6,6 +6,7 @@ import numpy as np
 import scipy.linalg
 
 from levsketch._typing import FloatArray, IntArray
+from levsketch.backends.exponentials import Taken, absorb, take
 
 from .query_law import RemainderKernel
 
@@ -17,18 +18,46 @@ _FLOOR, _LEAST = 1e-9, 1e-300
 # Added to the unit diagonal of kernel matrices that are solved with.
 _JITTER = 1e-6
 _MOST_AT_ONCE = 16
+# Entries of the kernel matrix that is held while rows are chosen: 32 MiB.
+_HELD = 1 << 22
 
 
-def chosen(kernel: RemainderKernel, X: FloatArray, B: FloatArray, size: int) -> IntArray:
-    """Return the numbers of at most ``size`` rows whose functions span ``sum_j B_j phi_j`` best.
+class KernelMatrix:
+    """The kernel of n rows with each other: held if it is small, else parts of it made anew."""
+
+    def __init__(self, kernel: RemainderKernel, X: FloatArray) -> None:
+        self.kernel, self.X = kernel, X
+        self.whole = kernel(X, X) if len(X) ** 2 <= _HELD else None
+
+    def times(self, B: FloatArray) -> FloatArray:
+        """Return ``(H B)^T``, (c, n): for each column of ``B``."""
+        if self.whole is not None:
+            return np.asarray(B.T @ self.whole)
+        return np.ascontiguousarray(products(self.kernel, self.X, self.X, B).T)
+
+    def rows(self, which: IntArray) -> FloatArray:
+        """Return some rows, (b, n)."""
+        if self.whole is not None:
+            return self.whole[which]
+        return self.kernel(self.X[which], self.X)
+
+    def block(self, which: IntArray) -> FloatArray:
+        """Return the kernel of some rows with each other, (b, b)."""
+        if self.whole is not None:
+            return self.whole[which[:, None], which]
+        return self.kernel(self.X[which], self.X[which])
+
+
+def chosen(matrix: KernelMatrix, inner: FloatArray, size: int) -> IntArray:
+    """Return the numbers of at most ``size`` rows whose functions span c others best.
 
     Parameters
     ----------
-    kernel : RemainderKernel
-    X : (n, d) array
-        Coordinates of the keys.
-    B : (n, c) array
-        Coefficients of their functions (of norm one) in the c functions to be approximated.
+    matrix : KernelMatrix
+        Of the n rows.
+    inner : (c, n) array
+        Inner products of the functions to be approximated with those of the rows:
+        ``matrix.times(B)`` for functions ``sum_j B_j phi_j``.
     size : int
 
     Returns
@@ -41,37 +70,31 @@ def chosen(kernel: RemainderKernel, X: FloatArray, B: FloatArray, size: int) -> 
     Greedy: the next row is the one that lowers the squared error most,
     ``||r_j||^2 / delta_j`` with r the inner products of its function with the remainders and
     delta_j its squared distance from the span. Up to 16 rows are taken at a time, by the same
-    rule, out of the four times as many best ones: then matrix products do the rest. The result
-    depends on no random numbers. O(n^2 d + n size (size + c)) time, O(n size) memory.
+    rule, out of the four times as many best ones: then they are taken in by one pass over all. The
+    result depends on no random numbers. O(n size (size + c)) time, O(n size) memory.
     """
-    n = len(X)
-    top = kernel.diagonal(X)
-    floor = _floor(top)
-    left, rest = top.copy(), products(kernel, X, X, B)
-    root = np.empty((n, size))
-    free = left > floor
+    rest, n = np.array(inner, order="C"), inner.shape[1]
+    left, gain, root = matrix.kernel.diagonal(matrix.X), np.empty(n), np.empty((size, n))
+    floor = _floor(left)
+    absorb(root[:0], root[:0, :0], Taken.none(len(rest)), rest, left, floor, gain)
     found: list[IntArray] = []
     k, at_once = 0, min(max(size // 32, 1), _MOST_AT_ONCE)
     while k < size:
-        gain = np.where(free, np.sum(rest * rest, axis=1) / np.maximum(left, floor), 0.0)
         best = _largest(gain, 4 * at_once if at_once > 1 else 1)
         if not len(best):
             break
-        inner = kernel(X[best], X[best]) - root[best, :k] @ root[best, :k].T
-        new = best[_one_by_one(inner, rest[best], floor, min(at_once, size - k))]
-        if not len(new):
+        seen = root[:k].take(best, axis=1)
+        own = matrix.block(best)
+        own -= seen.T @ seen
+        taken = take(own, rest.take(best, axis=1), floor, min(at_once, size - k))
+        if not len(taken.which):
             break
-        columns = kernel(X, X[new]) - root[:, :k] @ root[new, :k].T
-        lower = _cholesky((columns[new] + columns[new].T) / 2.0)
-        fresh = scipy.linalg.solve_triangular(lower, columns.T, lower=True, check_finite=False).T
-        known = scipy.linalg.solve_triangular(lower, rest[new], lower=True, check_finite=False)
-        root[:, k : k + len(new)] = fresh
-        rest = rest - fresh @ known
-        left = np.maximum(left - np.sum(fresh * fresh, axis=1), 0.0)
-        free[new] = False
-        free &= left > floor
+        new, end = best[taken.which], k + len(taken.which)
+        root[k:end] = matrix.rows(new)
+        absorb(root[:end], seen.take(taken.which, axis=1), taken, rest, left, floor, gain)
+        left[new] = gain[new] = 0.0
         found.append(new)
-        k += len(new)
+        k = end
     return np.concatenate(found) if found else np.zeros(0, np.int64)
 
 
@@ -84,26 +107,6 @@ def _largest(gain: FloatArray, count: int) -> IntArray:
         best = np.argpartition(-gain, count - 1)[:count]
         best = best[np.lexsort((best, -gain[best]))]
     return np.asarray(best[gain[best] > 0.0])
-
-
-def _one_by_one(inner: FloatArray, rest: FloatArray, floor: float, count: int) -> list[int]:
-    """Return which of a few rows to take, one by one, given their kernel and remainders."""
-    inner, rest = inner.copy(), rest.copy()
-    free = np.ones(len(inner), np.bool_)
-    taken: list[int] = []
-    for _ in range(count):
-        left = np.diagonal(inner)
-        gain = np.sum(rest * rest, axis=1) / np.maximum(left, floor)
-        gain = np.where(free & (left > floor), gain, 0.0)
-        i = int(np.argmax(gain))
-        if gain[i] <= 0.0:
-            break
-        column = inner[:, i] / np.sqrt(inner[i, i])
-        rest = rest - np.outer(column, rest[i] / np.sqrt(inner[i, i]))
-        inner = inner - np.outer(column, column)
-        free[i] = False
-        taken.append(i)
-    return taken
 
 
 def products(kernel: RemainderKernel, X: FloatArray, Y: FloatArray, B: FloatArray) -> FloatArray:
@@ -124,8 +127,10 @@ def projected(
     """
     own = kernel.diagonal(S)
     scale = np.sqrt(np.maximum(own, _floor(own)))
-    H = kernel(S, S) / scale[:, None] / scale
-    factor = _cholesky(H + np.eye(len(S)) * _JITTER)
+    H = kernel(S, S)
+    H /= scale[:, None]
+    H /= scale
+    factor = _cholesky(_ridged(H, _JITTER))
     wanted = target / scale[:, None]
     y = scipy.linalg.cho_solve((factor, True), wanted, check_finite=False)
     # once more on what is left: the jitter then hides no digits where H is well-conditioned
@@ -148,12 +153,19 @@ def _floor(squares: FloatArray) -> float:
     return max(_FLOOR * float(squares.max(initial=0.0)), _LEAST)
 
 
+def _ridged(A: FloatArray, ridge: float) -> FloatArray:
+    """Return A plus ``ridge`` times the identity."""
+    sum_ = A.copy()
+    sum_.ravel()[:: len(A) + 1] += ridge
+    return sum_
+
+
 def _cholesky(A: FloatArray) -> FloatArray:
     """Return the lower Cholesky factor of A, which rounding may have left indefinite."""
     size = float(np.max(np.diagonal(A), initial=_LEAST))
     for jitter in (0.0, 1e-10, 1e-7, 1e-4):
         try:
-            return np.asarray(np.linalg.cholesky(A + np.eye(len(A)) * (jitter * size)))
+            return np.asarray(np.linalg.cholesky(_ridged(A, jitter * size)))
         except np.linalg.LinAlgError:
             continue
-    return np.asarray(np.linalg.cholesky(A + np.eye(len(A)) * size))
+    return np.asarray(np.linalg.cholesky(_ridged(A, size)))

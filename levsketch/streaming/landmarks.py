@@ -7,11 +7,12 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
+import scipy.sparse
 
 from levsketch._typing import BoolArray, FloatArray, IntArray
 from levsketch.functions.softmax import softmax_sums
 
-from .landmark_choice import chosen, emphasis, products, projected
+from .landmark_choice import KernelMatrix, chosen, emphasis, products, projected
 from .query_law import QueryLaw, RemainderKernel
 
 # Keys with ||x||^2 / 2 beyond this, or |t| beyond four times it, are too far out for the law: the
@@ -161,23 +162,24 @@ class Landmarks:
         """Return the projection; ``moved`` is a trend about another centre to be taken in."""
         law, far = self._fitting_law(moved, fresh)
         weights, size = self.weights[~far], self.size - int(far.sum())
-        keys = _within_reach(law, self.keys[~far])
-        x, t = law.coordinates(keys)
-        kernel = RemainderKernel(self.order)
+        keys, x, t = _within_reach(law, self.keys[~far])
         functions = weights * np.exp(t + np.sum(x * x, axis=1))[:, None]
         level = float(np.max(np.abs(functions), initial=0.0)) or 1.0
         functions /= level
-        picked = chosen(kernel, x, functions * emphasis(functions.shape[1]), size)
-        best, places, found = -np.inf, keys[:0], functions[:0]
-        for tried in _places(x, keys, functions, picked):
-            s, _ = law.coordinates(tried)
-            wanted = products(kernel, s, x, functions)
+        kernel = RemainderKernel(self.order)
+        matrix = KernelMatrix(kernel, x)
+        inner = matrix.times(functions)
+        picked = chosen(matrix, inner * emphasis(len(inner))[:, None], size)
+        best, places, s, u, found = -np.inf, keys[:0], x[:0], t[:0], functions[:0]
+        for i, tried in enumerate(_places(x, keys, functions, picked)):
+            at, along = law.coordinates(tried)
+            # the first ones are keys
+            wanted = products(kernel, at, x, functions) if i else inner[:, picked].T
             if moved is not None:
-                wanted += _inner_with_trend(law, self.order, tried, moved) / level
-            coefficients, explained = projected(kernel, s, wanted)
+                wanted = wanted + _inner_with_trend(law, self.order, tried, moved) / level
+            coefficients, explained = projected(kernel, at, wanted)
             if explained > best:
-                best, places, found = explained, tried, coefficients
-        s, u = law.coordinates(places)
+                best, places, s, u, found = explained, tried, at, along, coefficients
         new = found * (level * np.exp(-u - np.sum(s * s, axis=1)))[:, None]
         before, after = _hermite(x, t, weights), _hermite(s, u, new)
         trend = [a - b for a, b in zip(before, after, strict=True)]
@@ -245,13 +247,19 @@ def _reach(law: QueryLaw, keys: FloatArray) -> FloatArray:
     return np.asarray(np.nan_to_num(reach, nan=np.inf, posinf=np.inf))
 
 
-def _within_reach(law: QueryLaw, keys: FloatArray) -> FloatArray:
-    """Return the keys, those that are too far out moved towards the centre until they are not."""
+def _within_reach(law: QueryLaw, keys: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray]:
+    """Return the keys and their coordinates x and t.
+
+    Those that are too far out are moved towards the centre until they are not.
+    """
     x, t = law.coordinates(keys)
     with np.errstate(over="ignore"):
         length = np.sqrt(np.sum(x * x, axis=1) / (2.0 * _FAR))
         stretch = np.maximum(np.maximum(length, np.abs(t) / _TILTED), 1.0)
-    return np.asarray(keys / np.nan_to_num(stretch, nan=np.inf, posinf=np.inf)[:, None])
+    if (stretch == 1.0).all():
+        return keys, x, t
+    keys = keys / np.nan_to_num(stretch, nan=np.inf, posinf=np.inf)[:, None]
+    return keys, *law.coordinates(keys)
 
 
 def _places(
@@ -264,11 +272,13 @@ def _places(
     distance = np.sum(x[picked] ** 2, axis=1) / 2.0 - x @ x[picked].T
     nearest = np.argmin(distance, axis=1)
     size = np.linalg.norm(functions * emphasis(functions.shape[1]), axis=1)
+    number = np.arange(len(keys) + 1)
     for weight in (size, size * size):
+        # one entry a key, in the row of its landmark
+        shares = scipy.sparse.csc_array((weight, nearest, number), (len(picked), len(keys)))
         total = np.bincount(nearest, weight, len(picked))
-        parts = [np.bincount(nearest, weight * column, len(picked)) for column in keys.T]
-        with np.errstate(invalid="ignore", divide="ignore"):
-            mean = np.stack(parts, axis=1) / total[:, None]
+        with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
+            mean = (shares @ keys) / total[:, None]
         good = np.isfinite(mean).all(axis=1, keepdims=True)
         yield np.where(good, mean, keys[picked])
 

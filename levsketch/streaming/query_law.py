@@ -14,6 +14,7 @@ import numpy as np
 import scipy.linalg
 
 from levsketch._typing import FloatArray
+from levsketch.backends.exponentials import exp_remainder
 
 # Logits of queries of unknown law are taken to have this variance over the keys.
 _LOGIT_VARIANCE = 1.0
@@ -23,9 +24,6 @@ _FLOOR = 1e-3
 # Queries that are all alike get this share of the square of their length, and logits that do not
 # vary this variance: no mean is then more than 10**6 deviations out, which keeps ten digits.
 _ALIKE, _CONSTANT = 1e-12, 1e-20
-# Below this, exp(g) - 1 - g loses digits (7e-13 of it here), and five terms of its series are as
-# good.
-_SERIES = 0.018
 # Ridges of a matrix of unit diagonal, tried until there is a Cholesky factor.
 _RIDGES = (0.0, 1e-15, 1e-13, 1e-11, 1e-9, 1e-6, 1e-3)
 
@@ -133,24 +131,10 @@ class RemainderKernel:
 
     def __call__(self, X: FloatArray, Y: FloatArray) -> FloatArray:
         """Return the kernel matrix (n, m) of coordinates (n, d) and (m, d)."""
-        rest = self._series(X @ Y.T)
-        rest *= np.exp(np.sum(X * X, axis=1) / -2.0)[:, None]
-        rest *= np.exp(np.sum(Y * Y, axis=1) / -2.0)
-        return rest
+        rows, columns = (np.exp(np.sum(Z * Z, axis=1) / -2.0) for Z in (X, Y))
+        return exp_remainder(X @ Y.T, self.order, rows, columns)
 
     def diagonal(self, X: FloatArray) -> FloatArray:
         """Return the kernel of each row of ``X`` with itself, (n,)."""
         g = np.sum(X * X, axis=1)
-        return np.asarray(self._series(g) * np.exp(-g))
-
-    def _series(self, g: FloatArray) -> FloatArray:
-        # numpy's exp is several times faster than its expm1
-        rest = np.exp(g)
-        rest -= 1.0
-        if self.order == 1:
-            rest -= g
-        small = np.flatnonzero(np.abs(g) < _SERIES)
-        s = g.ravel()[small]
-        tail = s / 2.0 * (1.0 + s / 3.0 * (1.0 + s / 4.0 * (1.0 + s / 5.0 * (1.0 + s / 6.0))))
-        rest.ravel()[small] = tail * s if self.order == 1 else s * (1.0 + tail)
-        return rest
+        return exp_remainder(g[None], self.order, np.ones(1), np.exp(-g)).ravel()

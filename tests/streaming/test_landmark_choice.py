@@ -8,7 +8,12 @@ from oracles import U
 
 from levsketch.backends.cpu import serial_blas
 from levsketch.streaming import landmark_choice
-from levsketch.streaming.landmark_choice import chosen, emphasis, products, projected
+from levsketch.streaming.landmark_choice import (
+    KernelMatrix,
+    emphasis,
+    products,
+    projected,
+)
 from levsketch.streaming.query_law import RemainderKernel
 
 SEEDS = st.integers(0, 2**32 - 1)
@@ -25,6 +30,11 @@ def one_thread():
 def drawn(seed, n, d=2, columns=3, size=1.0):
     rng = np.random.default_rng(seed)
     return rng.standard_normal((n, d)) * size, rng.standard_normal((n, columns))
+
+
+def chosen(kernel, X, B, size):
+    matrix = KernelMatrix(kernel, X)
+    return landmark_choice.chosen(matrix, matrix.times(B), size)
 
 
 def explained(kernel, X, B, which):
