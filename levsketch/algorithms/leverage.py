@@ -66,9 +66,10 @@ def leverage_scores(K: ArrayLike, *, ridge: float = 0.0, intercept: bool = False
     -----
     Blocks of rows contribute their float64 Gram matrices while the rounding in
     these is proved to move no score by more than 1e-4 of itself (what is measured
-    is below 1e-9), and Householder R factors otherwise; the relative error is then at
-    most about (16 + d) u sqrt(d) times the condition number. 2 n d^2 flops and two reads of K
-    on the Gram path, about 5 n d^2 on the other; memory O(d^2) besides the result.
+    is below 1e-9), and R factors otherwise: by Cholesky QR of rows that are whitened with those
+    before them, or Householder QR where that is not certified. The relative error is then
+    about (16 + d) u sqrt(d) times the condition number. 2 n d^2 flops and two reads of K
+    on the Gram path, about 5 n d^2 on the others; memory O(d^2) besides the result.
     The same bits for any number of threads.
 
     Examples
