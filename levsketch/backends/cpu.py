@@ -19,8 +19,9 @@ from levsketch._typing import BoolArray, FloatArray, Rows
 
 from .base import Backend
 
-# Below this many multiplications a parallel region costs more than it saves.
-_SERIAL_WORK = 1 << 18
+# Below this many multiplications, a third of a millisecond, a parallel region may cost more than it
+# saves: where other processes hold a core, its threads wait for a time slice.
+_SERIAL_WORK = 1 << 24
 _forked = False
 
 

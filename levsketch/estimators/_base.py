@@ -6,6 +6,7 @@ import copy
 import os
 import threading
 from pathlib import Path
+from types import NoneType
 from typing import Any, Self
 
 import numpy as np
@@ -16,13 +17,18 @@ from levsketch._checks import LevsketchFormatError, LevsketchStateError
 from levsketch._typing import ArrayLike, Rows
 from levsketch.backends.interchange import like, template_of, to_numpy
 from levsketch.streaming import serialize
+from levsketch.streaming.blocks import BlockStream
 
 # Commits are compare-and-swap under this lock, so that of two threads that
 # update one estimator at a time the second is told, and the first one's work stays.
 _COMMIT = threading.Lock()
 _KINDS: dict[str, type[StreamEstimator]] = {}
 # What a fit leaves on the estimator; all of it is replaced in one step.
-_FITTED = ("_stream", "_template", "_flat", "n_features_in_", "feature_names_in_")
+_FITTED = ("_stream", "_template", "_flat", "_asked", "n_features_in_", "feature_names_in_")
+_TWO_THREADS = (
+    "two threads called partial_fit on one estimator at the same time; the other one's rows are "
+    "in, these are not."
+)
 
 
 class StreamEstimator(BaseEstimator):  # type: ignore[misc]
@@ -70,6 +76,8 @@ class StreamEstimator(BaseEstimator):  # type: ignore[misc]
 
     def _absorb(self, X: ArrayLike, *, fresh: bool) -> Self:
         """Add rows to the stream (``fresh``: to a new one): compute first, commit last."""
+        if not fresh and self._appended(X):
+            return self
         self._validate_params()
         policy = self._policy()
         before = None if fresh else getattr(self, "_stream", None)
@@ -93,18 +101,55 @@ class StreamEstimator(BaseEstimator):  # type: ignore[misc]
         if after is stream and not fresh:
             return self  # no rows: nothing happened
         probe._stream = after
+        probe._asked = self._plain_params()
         self._announce(after, fresh=fresh)
         with _COMMIT:
             if not fresh and getattr(self, "_stream", None) is not before:
-                raise LevsketchStateError(
-                    "two threads called partial_fit on one estimator at the same time; "
-                    "the other one's rows are in, these are not."
-                )
+                raise LevsketchStateError(_TWO_THREADS)
             for name in _FITTED:
                 self.__dict__.pop(name, None)
                 if name in probe.__dict__:
                     self.__dict__[name] = probe.__dict__[name]
         return self
+
+    def _appended(self, X: Any) -> bool:
+        """Add rows that need no validation but that of their values.
+
+        NumPy rows just as those before, and parameters that are the very objects which were
+        valid then: all that validation could say is known. False if there is more to it.
+        """
+        mine = self.__dict__
+        before = mine.get("_stream")
+        if (
+            type(X) is not np.ndarray
+            or X.ndim != 2
+            or not isinstance(before, BlockStream)
+            or not X.flags.c_contiguous
+            or not X.flags.aligned
+            or X.shape[1] != mine.get("n_features_in_")
+            or "feature_names_in_" in mine
+            or mine.get("_template") is not None
+        ):
+            return False
+        asked = mine.get("_asked")
+        if asked is None or any(mine.get(name) is not value for name, value in asked):
+            return False
+        after = before.appended(X)
+        if after is None:
+            if not before.takes_rows_as_they_are or X.dtype.name != before.dtype or not len(X):
+                return False
+            after = self._updated(before, X)
+        with _COMMIT:
+            if mine.get("_stream") is not before:
+                raise LevsketchStateError(_TWO_THREADS)
+            mine["_stream"] = after
+        return True
+
+    def _plain_params(self) -> tuple[tuple[str, Any], ...] | None:
+        """Return the parameters, or None if one is an object that may change inside."""
+        held = tuple(self.get_params(deep=False).items())
+        plain = all(isinstance(value, (bool, int, float, str, NoneType)) for _, value in held)
+        return held if plain else None
 
     @staticmethod
     def _remember(target: Any, X: Any) -> None:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 
-from levsketch._checks import check_finite, check_row_count
+from levsketch._checks import MAX_ROWS, check_finite, check_row_count
 from levsketch._typing import FloatArray, Rows
 from levsketch.backends import Backend
 from levsketch.backends.cpu import serial_blas
+
+from .room import Room
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,6 +50,55 @@ class BlockStream:
         """Return the state after one or more of the whole blocks ``rows``; none are pending."""
         raise AssertionError("a subclass defines _consume")
 
+    @property
+    def takes_rows_as_they_are(self) -> bool:
+        """Whether pending rows are those that users pass, with no column added."""
+        return False
+
+    def appended(self, X: Rows) -> Self | None:
+        """Return the state after rows that fit in the pending block; None where it takes more.
+
+        As ``update`` does, but for rows (n, n_features) of the stream's own dtype, known to
+        be C-contiguous, in a time that does not depend on how many are pending.
+        """
+        held, n, block = len(self.pending), len(X), self.block_rows
+        if (
+            not 0 < n < block - held
+            or X.dtype.name != self.dtype
+            or not self.takes_rows_as_they_are
+            or self.n_seen + n > MAX_ROWS
+        ):
+            return None
+        flat = X.reshape(-1)
+        with np.errstate(over="ignore", invalid="ignore"):
+            size = np.dot(flat, flat)
+        if not np.isfinite(size):
+            return None  # NaN or infinity, or squares that overflow: a closer look will tell
+        room: Room | None = self.__dict__.get("_room")
+        pending = None if room is None else room.append(held, X)
+        if pending is None:
+            room = Room(self.pending, block)
+            pending = room.append(held, X)
+        after = object.__new__(type(self))
+        mine, fields = self.__dict__, type(self).__dataclass_fields__
+        after.__dict__.update({name: mine[name] for name in fields})
+        after.__dict__.update(n_seen=self.n_seen + n, pending=pending, _room=room)
+        return after
+
+    def _pending_and(self, rows: Rows) -> FloatArray:
+        """Return the pending rows and more of them, in their room if there is one."""
+        room: Room | None = self.__dict__.get("_room")
+        held = len(self.pending)
+        if room is not None and held + len(rows) <= len(room.buffer):
+            found = room.append(held, rows)
+            if found is not None:
+                return found
+        return np.concatenate([self.pending, rows])
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return the fields, and what was cached of them; the room is left behind."""
+        return {name: held for name, held in self.__dict__.items() if name != "_room"}
+
     def update(self, backend: Backend, X: Rows) -> Self:
         """Return the state after the rows of ``X`` (n, n_features), any real dtype.
 
@@ -66,7 +117,7 @@ class BlockStream:
                 done = min(n, block - len(self.pending))
                 head = self._rows(backend, X[:done], 0)
                 check_finite(head)
-                rows = np.concatenate([self.pending, head])
+                rows = self._pending_and(head)
                 state = replace(state, n_seen=self.n_seen + done, pending=rows)
                 if len(rows) == block:
                     empty = replace(state, n_seen=state.n_seen - block, pending=rows[:0])

@@ -115,6 +115,11 @@ class KeyStream(BlockStream):
         """Rows in a block."""
         return block_size(self.d)
 
+    @property
+    def takes_rows_as_they_are(self) -> bool:
+        """Whether pending rows are those that users pass: without an intercept."""
+        return not self.policy.intercept
+
     def run_length(self) -> int:
         """Return how many blocks may be consumed together."""
         return self.factor.run_length()

@@ -255,7 +255,7 @@ def test_of_two_threads_the_second_is_told_and_the_first_ones_rows_stay(new, mon
 
     monkeypatch.setattr(type(selector), "_updated", interrupted)
     with pytest.raises(LevsketchStateError, match="two threads"):
-        selector.partial_fit(K[:77])
+        selector.partial_fit(K[:77].tolist())  # rows that take a while to validate
     assert selector.to_bytes() == winner.to_bytes()
 
 
