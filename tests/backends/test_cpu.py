@@ -1,5 +1,6 @@
 """Threads and BLAS limits: followed where set, restored after, never a change of bits."""
 
+import os
 import threading
 
 import numpy as np
@@ -107,3 +108,14 @@ def test_inputs_are_not_written():
     backend.block_grams(K, 1024)
     backend.whitened_row_norms(K, W)
     backend.qr_blocks(K, 1024)
+
+
+def test_the_tests_run_on_the_instruction_set_that_was_asked_for():
+    # tests of single levels switch: after them, and after their collection, it is back
+    level = os.environ.get("LEVSKETCH_SIMD", "")
+    if level:
+        assert blocks.tiles_name() == level
+    else:
+        before = blocks.tiles_name()
+        cpu.use_instruction_set("")
+        assert blocks.tiles_name() == before
