@@ -19,9 +19,9 @@ from levsketch._typing import BoolArray, FloatArray, Rows
 
 from .base import Backend
 
-# Below this many multiplications, a third of a millisecond, a parallel region may cost more than it
+# Below this many multiplications, half a millisecond, a parallel region may cost more than it
 # saves: where other processes hold a core, its threads wait for a time slice.
-_SERIAL_WORK = 1 << 24
+_SERIAL_WORK = 1 << 25
 _forked = False
 
 
