@@ -26,6 +26,11 @@ def digest(_=None):
     return hashlib.sha256(found).hexdigest()
 """
 
+# since Python 3.12 forking with threads is deprecated, by name
+FORKING = """
+warnings.filterwarnings("ignore", category=DeprecationWarning)
+"""
+
 FORK = """
 here = digest()  # two OpenMP threads have run by now
 reader, writer = os.pipe()
@@ -100,14 +105,13 @@ def written(folder, text):
 
 @pytest.mark.parametrize("script", [FORK, FORK_IN_THREAD], ids=["fork", "fork in threads"])
 def test_forked_children_work_after_parallel_loops(tmp_path, script):
-    if sys.version_info >= (3, 12):  # forking with threads is deprecated there, by name
-        script = 'warnings.filterwarnings("ignore", category=DeprecationWarning)\n' + script
-    assert run(written(tmp_path, BEGIN + script)) == "same\n"
+    assert run(written(tmp_path, BEGIN + FORKING + script)) == "same\n"
 
 
-@pytest.mark.parametrize("method", ["spawn", "forkserver"])
+@pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
 def test_pools_of_processes_work_after_parallel_loops(tmp_path, method):
-    assert run(written(tmp_path, BEGIN + POOL), method) == "same\n"
+    begin = BEGIN + FORKING if method == "fork" else BEGIN
+    assert run(written(tmp_path, begin + POOL), method) == "same\n"
 
 
 def test_importing_changes_nothing_outside(tmp_path):
