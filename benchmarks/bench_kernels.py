@@ -1,0 +1,44 @@
+"""asv: the operations over n rows, as the backend runs them, on one thread."""
+
+from __future__ import annotations
+
+import numpy as np
+from measuring import OneThread, make_keys
+
+from levsketch.backends import backend_for
+from levsketch.streaming.factor import block_size
+
+
+class Kernels(OneThread):
+    """Gram blocks, R factors and whitened norms of keys of either width."""
+
+    params = (((65_536, 16), (16_384, 64), (8192, 128)), ("float32", "float64"))
+    param_names = ("shape", "dtype")
+
+    def setup(self, shape, dtype):
+        super().setup()
+        self.K = make_keys(*shape, dtype)
+        self.W = np.triu(make_keys(shape[1], shape[1], seed=1))
+        self.scale = np.linspace(0.5, 2.0, shape[0])
+        self.block, self.backend = block_size(shape[1]), backend_for(self.K)
+
+    def time_block_grams(self, shape, dtype):
+        self.backend.block_grams(self.K, self.block)
+
+    def time_scaled_block_grams(self, shape, dtype):
+        self.backend.block_grams(self.K, self.block, self.scale)
+
+    def time_whitened_row_norms(self, shape, dtype):
+        self.backend.whitened_row_norms(self.K, self.W, triangular=True)
+
+    def time_qr_blocks(self, shape, dtype):
+        self.backend.qr_blocks(self.K, self.block)
+
+    def peakmem_block_grams(self, shape, dtype):
+        self.backend.block_grams(self.K, self.block)
+
+    def peakmem_whitened_row_norms(self, shape, dtype):
+        self.backend.whitened_row_norms(self.K, self.W, triangular=True)
+
+    def peakmem_qr_blocks(self, shape, dtype):
+        self.backend.qr_blocks(self.K, self.block)
