@@ -85,8 +85,9 @@ def scores_whitened(K):
     Scores do not change if the rows are multiplied by any invertible matrix. W is the
     inverse of R of a float64 QR: no digit of it needs to be right, since it is taken as
     it is, as long as Z = K W comes out with a condition number below 2 (else W is
-    improved by R of Z). The QR of Z in float64 then has an error of the level of the unit
-    roundoff u, without the condition number. Z itself is multiplied out in 80 bits; its
+    improved by R of Z). The QR of Z in float64 then has an error of a few units of roundoff
+    u, n / 8 at the worst (rows that repeat), without the condition number: choose that
+    large where n is large. Z itself is multiplied out in 80 bits; its
     rows are off by at most d 2^-64 |k| |W|, that is 2^-11 of what float64 would do, so by
     less than a hundredth of the bound e = (16 + terms / 4) u sqrt(d) ||W||_F under test.
     """
