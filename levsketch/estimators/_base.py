@@ -148,7 +148,7 @@ class StreamEstimator(BaseEstimator):  # type: ignore[misc]
     def _plain_params(self) -> tuple[tuple[str, Any], ...] | None:
         """Return the parameters, or None if one is an object that may change inside."""
         held = tuple(self.get_params(deep=False).items())
-        plain = all(isinstance(value, (bool, int, float, str, NoneType)) for _, value in held)
+        plain = all(type(value) in (bool, int, float, str, NoneType) for _, value in held)
         return held if plain else None
 
     @staticmethod

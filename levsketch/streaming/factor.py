@@ -33,7 +33,7 @@ from .rank import RowSpace
 
 _SMALLEST_BLOCK = 1024
 # Gram matrices of one batch of blocks: at most this many doubles at a time.
-_GRAM_DOUBLES = 1 << 20
+_GRAM_DOUBLES = 1 << 18
 
 
 def block_size(d: int) -> int:

@@ -14,8 +14,13 @@ import levsketch._kernels.modular as modular
 from levsketch._checks import LevsketchFormatError
 from levsketch._typing import BoolArray, FloatArray, Rows
 
-# Rows are looked at in chunks of this many, so that none is widened whole.
-_CHUNK = 4096
+# Rows are looked at in chunks, so that none is widened whole, and of so few that a signal is seen
+# within a tenth of a second: a row that raises the rank costs d^2.
+_CHUNK, _WORK = 4096, 1 << 26
+
+
+def _chunk(d: int) -> int:
+    return max(1, min(_CHUNK, _WORK // d**2))
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,9 +70,10 @@ class RowSpace:
         if self.rank == d or (self.is_coordinates and not rows[:, self.pivots == 0].any()):
             return self, grew.view(np.bool_)
         basis, pivots = self.basis.copy(), self.pivots.copy()
-        for i in range(0, n, _CHUNK):
-            wide = np.ascontiguousarray(rows[i : i + _CHUNK], dtype=np.float64)
-            modular.absorb_rows(wide, basis, pivots, grew[i : i + _CHUNK])
+        step = _chunk(d)
+        for i in range(0, n, step):
+            wide = np.ascontiguousarray(rows[i : i + step], dtype=np.float64)
+            modular.absorb_rows(wide, basis, pivots, grew[i : i + step])
         return (RowSpace(basis, pivots) if grew.any() else self), grew.view(np.bool_)
 
     def merge(self, other: RowSpace) -> RowSpace:
@@ -81,9 +87,10 @@ class RowSpace:
         n, d = rows.shape
         out = np.zeros(n, np.uint8)
         if self.rank < d:
-            for i in range(0, n, _CHUNK):
-                wide = np.ascontiguousarray(rows[i : i + _CHUNK], dtype=np.float64)
-                modular.rows_outside(wide, self.basis, self.pivots, out[i : i + _CHUNK])
+            step = _chunk(d)
+            for i in range(0, n, step):
+                wide = np.ascontiguousarray(rows[i : i + step], dtype=np.float64)
+                modular.rows_outside(wide, self.basis, self.pivots, out[i : i + step])
         return out.view(np.bool_)
 
     def orthogonal(self, queries: FloatArray) -> BoolArray:
