@@ -113,8 +113,10 @@ def softmax_sums(
     shift, sums = np.full(len(Q), weighing.least), np.zeros((len(Q), V.shape[1]))
     step = max(1, BLOCK_PAIRS // max(1, len(Q)))
     for start in range(0, len(K), step):
-        top, weights = weighing.weighed(Q @ K[start : start + step].T, threads)
-        shift, sums = combine(shift, sums, top, weights @ V[start : start + step], weighing)
+        with np.errstate(under="ignore"):  # some kernels of BLAS flag it, others do not
+            top, weights = weighing.weighed(Q @ K[start : start + step].T, threads)
+            part = weights @ V[start : start + step]
+        shift, sums = combine(shift, sums, top, part, weighing)
     return shift, sums
 
 
