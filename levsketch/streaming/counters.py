@@ -62,12 +62,13 @@ def count_factors(
         done += len(part)
         for _ in range(level):
             part = _stacked_pairs(backend, part)
-
-        def join(older: Factor, newer: Factor) -> Factor:
-            return stack_factors(backend, (older, newer))
-
-        counter = count_up(counter, ((level, part[0]),), join)
+        counter = count_up(counter, ((level, part[0]),), joiner(backend))
     return counter
+
+
+def joiner(backend: Backend) -> Callable[[Factor, Factor], Factor]:
+    """Return what adds up two factors: that of the one stacked on the other."""
+    return lambda older, newer: stack_factors(backend, (older, newer))
 
 
 def _stacked_pairs(backend: Backend, factors: list[Factor]) -> list[Factor]:

@@ -8,7 +8,6 @@ state depends on the rows alone, and its error does not grow with their number.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -27,7 +26,7 @@ from levsketch.linalg import (
     whiten,
 )
 
-from .counters import Counter, count_factors, count_matrices, count_up
+from .counters import Counter, count_factors, count_matrices, count_up, joiner
 from .leaves import GRAM_BUDGET, Leaves, factor_times, factors_where_needed, scaled_rows
 from .rank import RowSpace
 
@@ -185,7 +184,7 @@ class StreamFactor:
         return replace(
             self,
             n_blocks=self.n_blocks + 1,
-            factors=count_up(self.factors, ((0, leaf),), _joiner(backend)),
+            factors=count_up(self.factors, ((0, leaf),), joiner(backend)),
             space=self.space.absorb(rows)[0],
         )
 
@@ -212,7 +211,7 @@ class StreamFactor:
             if root is None:  # cannot happen within the budget; then nothing is certified
                 return replace(self, grams=(), gram_error=np.inf)
             error += whiten(root, lambda: 0, gram_diagonal=np.diagonal(G)).error
-            factors = count_up(factors, ((level, root),), _joiner(CpuBackend()))
+            factors = count_up(factors, ((level, root),), joiner(CpuBackend()))
         return replace(
             self,
             grams=grams,
@@ -226,7 +225,7 @@ class StreamFactor:
             self,
             n_blocks=self.n_blocks + other.n_blocks,
             grams=count_up(self.grams, other.grams, np.add),
-            factors=count_up(self.factors, other.factors, _joiner(backend)),
+            factors=count_up(self.factors, other.factors, joiner(backend)),
             gram_error=max(self.gram_error, other.gram_error),
             product_error=max(self.product_error, other.product_error),
             space=self.space.merge(other.space),
@@ -324,7 +323,3 @@ class StreamFactor:
 def _ldexp2(G: FloatArray, powers: IntArray) -> FloatArray:
     with np.errstate(over="ignore", under="ignore"):
         return np.asarray(np.ldexp(G, powers + powers[:, None]))
-
-
-def _joiner(backend: Backend) -> Callable[[Factor, Factor], Factor]:
-    return lambda older, newer: stack_factors(backend, (older, newer))
