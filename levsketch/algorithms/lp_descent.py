@@ -147,20 +147,21 @@ def newton(X: FloatArray, s0: FloatArray, p: float) -> Iterates:
     """
     x, s = np.zeros(X.shape[1]), s0
     power, padding = min(p, 1.0 + _GROWTH), _PADDING[0]
-    while True:
-        size = np.abs(s)
-        D = (size / size.max()) ** (power - 2.0) + padding
+    while s.any():  # a zero is the minimum: there is no y to it
+        share = s / np.abs(s).max()  # products with it do not underflow where those of s do
+        D = np.abs(share) ** (power - 2.0) + padding
         solve = _normal_equations(X, D)
         if solve is None:
             return
         dx = -solve(X.T @ (D * s))
         ds = X @ dx
         y = D * (s + ds)
-        gain = -float((D * s) @ ds) / float((D * s) @ s)  # where nothing is gained, t says nothing
+        gain = -float((D * share) @ ds) / float((D * share) @ s)
         t = _line_search(s, ds, power)
         x = x + t * dx
         s = s0 + X @ x
         yield x, y
+        # where nothing is gained, t says nothing
         if gain < 1e-4 or t * (power - 1.0) > 0.4:
             power = min(p, 1.0 + _GROWTH * (power - 1.0))
             padding = max(padding / 100, _PADDING[0])
