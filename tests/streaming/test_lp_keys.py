@@ -50,12 +50,15 @@ def test_at_no_moment_is_a_key_missing(small_blocks, kind, asked):
     f, made = function_of(asked), make(kind, 1, 230, 3)
     if not f.homogeneous and np.abs(made.K.astype(float)).max() > 1e150:
         return  # no query brings such keys to the scale of f
+    # 60 orders of magnitude and weights of the sixth power: conditions of 1e13, the limit of what
+    # is certified, where the rounding of one BLAS or another decides
+    doubtful = kind in DOUBTFUL or (kind is heavy_tails and asked == {"p": 8.0})
     state, done = LpStream.empty(policy(eps=0.05, **asked), made.K.shape[1]), 0
     for place in (1, 33, 100, len(made.K)):
         place = min(place, len(made.K))
         state = state.update(CPU, made.K[done:place])
         done = place
-        check(state, made.basis[:place], f, kind in DOUBTFUL)
+        check(state, made.basis[:place], f, doubtful)
 
 
 @pytest.mark.parametrize("asked", ASKED, ids=str)
