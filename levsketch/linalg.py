@@ -114,9 +114,13 @@ def gram_factor(G: FloatArray) -> Factor | None:
     active = diagonal > 0
     exponents = np.where(active, np.frexp(np.sqrt(diagonal))[1], NO_EXPONENT).astype(np.int64)
     down = np.ldexp(1.0, -exponents[active])
-    C, info = lapack.dpotrf(G[np.ix_(active, active)] * down * down[:, None], clean=True)
+    all_of_them = bool(active.all())
+    part = G if all_of_them else G[np.ix_(active, active)]
+    C, info = lapack.dpotrf((part * down * down[:, None]).T, clean=True, overwrite_a=True)
     if info != 0:
         return None
+    if all_of_them:
+        return Factor(np.ascontiguousarray(C), exponents)
     R = np.zeros_like(G)
     R[np.ix_(active, active)] = C
     return Factor(R, exponents)
@@ -196,6 +200,10 @@ class Whitening:
             return None
         return np.asarray(self.matrix * np.ldexp(1.0, -e)[:, None])
 
+    @functools.cached_property
+    def _row_squares(self) -> FloatArray:
+        return np.asarray(np.sum(self.matrix**2, axis=1))
+
     def scores(self, backend: Backend, rows: Rows) -> FloatArray:
         """Return the computed score of each row of ``rows`` (n, d), shape (n,)."""
         W = self.folded()
@@ -235,7 +243,7 @@ class Whitening:
             return np.full(len(diagonals), np.inf)
         e = np.where(self.active, self.factor.exponents, 0)
         with np.errstate(over="ignore", under="ignore", invalid="ignore"):
-            weights = np.sum(self.matrix**2, axis=1) * np.ldexp(1.0, -2 * e)
+            weights = self._row_squares * np.ldexp(1.0, -2 * e)
             # row by row: the bits of a BLAS product depend on how many blocks came together
             shares = np.sum(np.ascontiguousarray(diagonals) * weights, axis=1)
             growth = gram_roundoff(block, d) * d / self.deflation * shares
@@ -321,9 +329,10 @@ def whiten(
             triangular = False
             error = bound(W) if W.shape[1] == rank else np.inf
     condition = max(1.0, float(np.linalg.norm(W))) if W.shape[1] == rank else np.inf
-    W = W / norms[active][:, None]
-    matrix = np.zeros((d, d if triangular else W.shape[1]))
-    matrix[np.ix_(active, active) if triangular else active] = W
+    matrix = W / norms[active][:, None]
+    if count < d:
+        W, matrix = matrix, np.zeros((d, d if triangular else W.shape[1]))
+        matrix[np.ix_(active, active) if triangular else active] = W
     return Whitening(factor, matrix, triangular, rank, active, condition, error)
 
 
@@ -355,7 +364,7 @@ def _triangular_inverse(R: FloatArray) -> FloatArray:
     """
     if not np.diagonal(R).all():
         return np.full_like(R, np.inf)
-    inverse, _ = lapack.dtrtrs(R, np.eye(len(R)))
+    inverse, _ = lapack.dtrtrs(np.asfortranarray(R), np.eye(len(R)).T, overwrite_b=True)
     return np.triu(inverse)
 
 

@@ -19,8 +19,8 @@ from levsketch.streaming.rank import RowSpace
 
 from .inputs import stacked, warn_uncertified
 
-# Rows that are converted or widened at a time when their type is not native.
-_CHUNK = 1 << 15
+# Rows scored at a time, whose scores stay in cache, and if they are first converted.
+_SCORED, _CHUNK = 1 << 17, 1 << 15
 # Multiplications between two looks for signals: 20 to 50 ms on one core.
 _WORK = 1 << 31
 # While a doubling of the rows adds less than this to the rounding of the Gram matrices, a fresh
@@ -118,12 +118,11 @@ def whitening_of(
         part = None if scale is None else scale[done : done + len(rows)]
         leaves = factor.measure(backend, rows, prefix, done, part)
         prefix = prefix or leaves.prefix
-        rising = [bool(rose.any()) for rose in leaves.grew]
-        count = rising.index(True) + 1 if True in rising else count
+        count = leaves.rising.index(True) + 1 if True in leaves.rising else count
         factor = factor.absorb(backend, leaves, count)
         done += count * block
         stale = prefix is None or bool(factor.factors) or factor.gram_error - spent > _DOUBLING
-        if rising[count - 1] or (factor.settles() and stale):
+        if leaves.rising[count - 1] or (factor.settles() and stale):
             prefix, space, _ = factor.whitening(backend)
             factor = replace(factor, space=space)
         if factor.settles():
@@ -147,7 +146,7 @@ def score_rows(
     top: float = np.inf,
 ) -> None:
     """Write the scores of rows ``X`` (n, d), at most ``top``, into ``out`` (n,)."""
-    step, probe = max(1, _WORK // whitening.matrix.size), X[:2]
+    step, probe = max(1, min(_SCORED, _WORK // whitening.matrix.size)), X[:2]
     if intercept or backend.rows(probe) is not probe:  # these rows are copied
         step = min(step, _CHUNK)
     for start in range(0, len(X), step):

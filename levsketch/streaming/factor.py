@@ -145,24 +145,24 @@ class StreamFactor:
             np.where(in_range[:, None], diagonals, np.nan),
             spent=(self.gram_error, self.product_error),
         )
-        spaces, grew = self._spaces(rows, block, prefix)
-        return Leaves(grams, factors, growth, products, spaces, grew, prefix)
+        spaces, grew, rising = self._spaces(rows, block, prefix)
+        return Leaves(grams, factors, growth, products, spaces, grew, rising, prefix)
 
     def absorb(self, backend: Backend, leaves: Leaves, count: int) -> StreamFactor:
         """Return the factor with the first ``count`` measured blocks added."""
         grams, factors, error = self.grams, self.factors, self.gram_error
-        product_error, late = self.product_error, []
-        plain = np.array([factor is None for factor in leaves.factors[:count]])
-        if plain.any():
-            grams = count_matrices(
-                grams, leaves.grams[:count] if plain.all() else leaves.grams[:count][plain]
-            )
-        for b, factor in enumerate(leaves.factors[:count]):
-            if np.isfinite(leaves.growth[b]):
-                error += float(leaves.growth[b])
-                product_error += float(leaves.products[b])
-            if factor is not None:
-                late.append(factor)
+        product_error = self.product_error
+        late = [factor for factor in leaves.factors[:count] if factor is not None]
+        if not late:
+            grams = count_matrices(grams, leaves.grams[:count])
+        elif len(late) < count:
+            plain = np.array([factor is None for factor in leaves.factors[:count]])
+            grams = count_matrices(grams, leaves.grams[:count][plain])
+        growth, products = leaves.growth[:count].tolist(), leaves.products[:count].tolist()
+        for more, square in zip(growth, products, strict=True):
+            if more < np.inf:
+                error += more
+                product_error += square
         if late:
             factors = count_factors(backend, factors, late)
         return replace(
@@ -302,10 +302,11 @@ class StreamFactor:
 
     def _spaces(
         self, rows: Rows, block: int, prefix: Whitening | None
-    ) -> tuple[list[RowSpace], list[BoolArray]]:
-        """Return the row space after each block, and which of its rows raised the rank."""
+    ) -> tuple[list[RowSpace], list[BoolArray], list[bool]]:
+        """Return the row space after each block, which of its rows raised the rank, and if any."""
         spaces: list[RowSpace] = []
         grew: list[BoolArray] = []
+        rising: list[bool] = []
         space = self.space
         if self.n_blocks == 0 and prefix is not None and prefix.spans_coordinates:
             # the first block has full rank on its columns, and that is proved
@@ -313,11 +314,13 @@ class StreamFactor:
         count, none = len(rows) // block, np.zeros(block, np.bool_)
         for b in range(count):
             if space.rank == self.d:  # nothing raises it any more
-                return spaces + [space] * (count - b), grew + [none] * (count - b)
+                left = count - b
+                return spaces + [space] * left, grew + [none] * left, rising + [False] * left
             space, rose = space.absorb(rows[b * block : (b + 1) * block])
             spaces.append(space)
             grew.append(rose)
-        return spaces, grew
+            rising.append(bool(rose.any()))
+        return spaces, grew, rising
 
 
 def _ldexp2(G: FloatArray, powers: IntArray) -> FloatArray:

@@ -227,7 +227,7 @@ class KeyStream(BlockStream):
         waiting, count, grew, full = len(held), 0, False, False
         while count < len(rows) // block and not (grew or full):
             here = hopeful[count * block : (count + 1) * block]
-            grew = bool(leaves.grew[count].any())
+            grew = leaves.rising[count]
             if grew:  # the prefix does not span these rows: it says nothing of them
                 here[:] = True
             waiting += int(here.sum())

@@ -28,7 +28,8 @@ GRAM_BUDGET = 1e-4
 class Leaves(NamedTuple):
     """What a run of blocks adds to a factor: per block a Gram matrix or an R factor.
 
-    ``prefix`` is the whitening that they were measured by, which may be the first block's own.
+    ``grew`` says which rows raised the rank, ``rising`` which blocks have such rows; ``prefix``
+    is the whitening that they were measured by, which may be the first block's own.
     """
 
     grams: FloatArray
@@ -37,6 +38,7 @@ class Leaves(NamedTuple):
     products: FloatArray
     spaces: list[RowSpace]
     grew: list[BoolArray]
+    rising: list[bool]
     prefix: Whitening | None
 
 
@@ -58,8 +60,13 @@ def factors_where_needed(
     are out of range, and ``spent`` what there is of both errors.
     """
     block, count = len(rows) // len(growth), len(growth)
+    total, products = spent[0], np.zeros(count)
+    for one in growth.tolist():
+        total += one
+    if total <= GRAM_BUDGET:  # as nearly always
+        return [None] * count, growth, products
     factors: list[Factor | None] = [None] * count
-    after, products = np.full(count, np.inf), np.zeros(count)
+    after = np.full(count, np.inf)
     other = Whitened(list(factors), np.full(count, np.inf), np.full(count, np.inf))
     known, by_qr = np.zeros(count, np.bool_), np.zeros(count, np.bool_)
     while True:

@@ -107,8 +107,8 @@ class WeightedFactor:
             v = self.certificate.weights(values, self.prefix_level, self.prefix.rank)
             leaves = self.factor.measure(backend, rows, self.prefix, offset, np.sqrt(v))
             new = [
-                bool(rose.any()) or self._outgrown(values[b * block : (b + 1) * block])
-                for b, rose in enumerate(leaves.grew)
+                rises or self._outgrown(values[b * block : (b + 1) * block])
+                for b, rises in enumerate(leaves.rising)
             ]
             count = new.index(True) if True in new else len(new)
             if count:
