@@ -46,6 +46,14 @@ class Backend:
         norms = xp.sum(Z * Z, axis=-1)
         return xp.where(xp.isnan(norms), xp.asarray(xp.inf, dtype=norms.dtype), norms)
 
+    def screened_row_norms(self, K: Any, M: Any, rest: Any) -> Any:
+        """Return ``||k_j M||^2 + sum_i (rest_i k_ji)^2`` for every row; M (d, c), rest (d,)."""
+        xp = array_namespace(K)
+        rows = self._wide(K)
+        Z = rows * rest
+        norms = self.whitened_row_norms(rows, M) + xp.sum(Z * Z, axis=-1)
+        return xp.where(xp.isnan(norms), xp.asarray(xp.inf, dtype=norms.dtype), norms)
+
     def whitened_block_grams(
         self, K: Any, W: Any, block: int, scale: Any = None, *, triangular: bool = False
     ) -> Any:

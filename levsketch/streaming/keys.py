@@ -24,12 +24,15 @@ from .blocks import BlockStream
 from .candidates import Candidates, best, mask_of
 from .factor import StreamFactor, block_size, with_intercept
 from .rank import RowSpace
+from .screening import screen_for
 
 # Candidates may pile up to this many blocks before they are pruned.
 _CAPACITY_BLOCKS = 8
 # Rows beyond n_keys and min_keys that stay in the pool, so that the best of
 # the stream are rarely lost to a later change of order.
 _SPARE = 16
+# If more than one row in so many passes the screen, all are scored.
+_MANY = 4
 
 
 class Policy(NamedTuple):
@@ -258,10 +261,32 @@ class KeyStream(BlockStream):
         """
         if self.prefix is None or not self.prefix.certified:
             return np.ones(len(rows), np.bool_), np.ones(len(rows))
-        x = self.prefix.scores(backend, rows) / self.prefix.deflation
+        threshold = min(self.policy.eps, self.candidates.floor)
+        least = min(threshold, self.candidates.dropped_bound)
+        x = self._ahead(backend, self.prefix, rows, least)
         with np.errstate(invalid="ignore"):
             bounds = np.where(np.isinf(x), 1.0, x / (1.0 + x))
-        return bounds >= min(self.policy.eps, self.candidates.floor), bounds
+        return bounds >= threshold, bounds
+
+    def _ahead(
+        self, backend: Backend, prefix: Whitening, rows: Rows, least: float
+    ) -> FloatArray:
+        """Return upper bounds x on ``k^T G^-1 k`` in the prefix, from scores unless small.
+
+        Rows that a cheap bound shows to be out, and to change nothing of what is known of the
+        others that are, get 0: so the state does not depend on which rows these were.
+        """
+        screen = screen_for(prefix, least, self.n_seen)
+        if screen is None:
+            return prefix.scores(backend, rows) / prefix.deflation
+        x = screen.bounds(backend, rows) / prefix.deflation
+        with np.errstate(invalid="ignore"):
+            near = np.flatnonzero(~(x / (1.0 + x) < least))
+        if len(near) * _MANY > len(rows):
+            return prefix.scores(backend, rows) / prefix.deflation
+        x[:] = 0.0
+        x[near] = prefix.scores(backend, rows[near]) / prefix.deflation
+        return x
 
     def _settled(self, backend: Backend) -> KeyStream:
         """Return the state with a fresh prefix, and without the rows that it rules out."""
