@@ -268,9 +268,7 @@ class KeyStream(BlockStream):
             bounds = np.where(np.isinf(x), 1.0, x / (1.0 + x))
         return bounds >= threshold, bounds
 
-    def _ahead(
-        self, backend: Backend, prefix: Whitening, rows: Rows, least: float
-    ) -> FloatArray:
+    def _ahead(self, backend: Backend, prefix: Whitening, rows: Rows, least: float) -> FloatArray:
         """Return upper bounds x on ``k^T G^-1 k`` in the prefix, from scores unless small.
 
         Rows that a cheap bound shows to be out, and to change nothing of what is known of the

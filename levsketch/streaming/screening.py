@@ -107,8 +107,9 @@ def _screen(prefix: Whitening, count: int) -> Screen | None:
     wide = np.zeros((d, 1 + 2 * count))
     wide[active] = np.column_stack([np.sqrt(squares), more, less])
     wide *= down
-    rest, more, less = wide[:, 0], wide[:, 1 : 1 + count], wide[:, 1 + count :]
-    return Screen(*map(np.ascontiguousarray, (rest, more, less)), mean / prefix.rank)
+    rest, more, less = np.split(wide, (1, 1 + count), axis=1)
+    rest, more, less = rest[:, 0].copy(), more.copy(), less.copy()
+    return Screen(rest, more, less, mean / prefix.rank)
 
 
 def _leading(A: FloatArray, count: int) -> FloatArray:

@@ -55,7 +55,9 @@ def test_bounds_are_close_where_few_directions_correlate_the_columns():
 
 
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind is not heavy_tails])
-@pytest.mark.parametrize("asked", [{}, {"n_keys": 5}, {"min_keys": 40}, {"intercept": True}], ids=str)
+@pytest.mark.parametrize(
+    "asked", [{}, {"n_keys": 5}, {"min_keys": 40}, {"intercept": True}], ids=str
+)
 def test_the_state_does_not_show_which_rows_were_screened(monkeypatch, kind, asked):
     K = np.asarray(make(kind, 5, 40_000, 6).K, dtype=np.float64)
     K[25_000] = 10 * np.abs(K).max(axis=0)
