@@ -6,7 +6,6 @@ or row is computed by one thread in a fixed order, so no result depends on
 ``qr_blocks``.
 """
 
-from cython cimport floating
 from cython.parallel cimport parallel, prange
 from libc.string cimport memcpy, memset
 from scipy.linalg.cython_blas cimport dtrmm
@@ -16,37 +15,37 @@ cdef extern from "omp.h" nogil:
     int omp_get_max_threads()
 
 cdef extern from "tiles.h" nogil:
+    int LEV_F64, LEV_F32, LEV_F16, LEV_BF16
+
+    ctypedef struct lev_passes:
+        void (*gram)(
+            const void *, const double *, Py_ssize_t, Py_ssize_t, Py_ssize_t,
+            double *, double *) noexcept nogil
+        void (*norms)(
+            const void *, Py_ssize_t, Py_ssize_t, Py_ssize_t, const double *, Py_ssize_t,
+            int, double *, double *) noexcept nogil
+        void (*whitened_gram)(
+            const void *, const double *, Py_ssize_t, Py_ssize_t, Py_ssize_t, const double *,
+            Py_ssize_t, int, double *, double *) noexcept nogil
+
     ctypedef struct lev_tiles:
         const char *name
         Py_ssize_t (*gram_scratch)(Py_ssize_t) noexcept nogil
         Py_ssize_t (*whitener_size)(Py_ssize_t, Py_ssize_t) noexcept nogil
         Py_ssize_t (*norms_scratch)(Py_ssize_t) noexcept nogil
-        void (*gram_f64)(
-            const double *, const double *, Py_ssize_t, Py_ssize_t, Py_ssize_t,
-            double *, double *) noexcept nogil
-        void (*gram_f32)(
-            const float *, const double *, Py_ssize_t, Py_ssize_t, Py_ssize_t,
-            double *, double *) noexcept nogil
-        void (*pack_whitener)(const double *, Py_ssize_t, Py_ssize_t, int, double *) noexcept nogil
-        void (*norms_f64)(
-            const double *, Py_ssize_t, Py_ssize_t, Py_ssize_t, const double *, Py_ssize_t,
-            int, double *, double *) noexcept nogil
-        void (*norms_f32)(
-            const float *, Py_ssize_t, Py_ssize_t, Py_ssize_t, const double *, Py_ssize_t,
-            int, double *, double *) noexcept nogil
         Py_ssize_t (*whitened_gram_scratch)(Py_ssize_t, Py_ssize_t) noexcept nogil
-        void (*whitened_gram_f64)(
-            const double *, const double *, Py_ssize_t, Py_ssize_t, Py_ssize_t, const double *,
-            Py_ssize_t, int, double *, double *) noexcept nogil
-        void (*whitened_gram_f32)(
-            const float *, const double *, Py_ssize_t, Py_ssize_t, Py_ssize_t, const double *,
-            Py_ssize_t, int, double *, double *) noexcept nogil
+        void (*pack_whitener)(const double *, Py_ssize_t, Py_ssize_t, int, double *) noexcept nogil
+        const lev_passes *passes
 
     const lev_tiles *lev_tiles_select(const char *)
     double *lev_alloc(Py_ssize_t)
     void lev_free(double *)
 
 cdef const lev_tiles *tiles = lev_tiles_select(NULL)
+
+# Storage types by the characters of NumPy's; no rows are integers, so that uint16 can stand for
+# the bits of bfloat16, which NumPy has not.
+_STORED = {"d": LEV_F64, "f": LEV_F32, "e": LEV_F16, "H": LEV_BF16}
 
 
 def select_tiles(str name):
@@ -71,7 +70,7 @@ def max_threads():
 
 
 def block_grams(
-    const floating[:, ::1] K,
+    K,
     const double[::1] scale,
     Py_ssize_t block,
     double[:, :, ::1] out,
@@ -83,6 +82,8 @@ def block_grams(
     """
     cdef Py_ssize_t n = K.shape[0], d = K.shape[1], count = out.shape[0], b, rows
     cdef const lev_tiles *table = tiles
+    cdef const unsigned char[:, ::1] stored = K.view("u1")
+    cdef const lev_passes *passes = &tiles.passes[<int> _STORED[K.dtype.char]]
     cdef const double *factors = NULL
     cdef double *scratch
     cdef int failed = 0
@@ -95,21 +96,16 @@ def block_grams(
                 failed += 1
                 continue
             rows = min(block, n - b * block)
-            if floating is double:
-                table.gram_f64(
-                    &K[b * block, 0], factors + b * block if factors != NULL else NULL,
-                    rows, d, d, &out[b, 0, 0], scratch)
-            else:
-                table.gram_f32(
-                    &K[b * block, 0], factors + b * block if factors != NULL else NULL,
-                    rows, d, d, &out[b, 0, 0], scratch)
+            passes.gram(
+                &stored[b * block, 0], factors + b * block if factors != NULL else NULL,
+                rows, d, d, &out[b, 0, 0], scratch)
         lev_free(scratch)
     if failed:
         raise MemoryError("scratch of block_grams")
 
 
 def whitened_row_norms(
-    const floating[:, ::1] K,
+    K,
     const double[:, ::1] W,
     bint triangular,
     double[::1] out,
@@ -119,6 +115,8 @@ def whitened_row_norms(
     cdef Py_ssize_t n = K.shape[0], d = K.shape[1], c = W.shape[1]
     cdef Py_ssize_t rows_per_task = 1536, tasks, t, first, rows
     cdef const lev_tiles *table = tiles
+    cdef const unsigned char[:, ::1] stored = K.view("u1")
+    cdef const lev_passes *passes = &tiles.passes[<int> _STORED[K.dtype.char]]
     cdef double *packed
     cdef double *scratch
     cdef int failed = 0
@@ -135,12 +133,8 @@ def whitened_row_norms(
                 continue
             first = t * rows_per_task
             rows = min(rows_per_task, n - first)
-            if floating is double:
-                table.norms_f64(
-                    &K[first, 0], rows, d, d, packed, c, triangular, &out[first], scratch)
-            else:
-                table.norms_f32(
-                    &K[first, 0], rows, d, d, packed, c, triangular, &out[first], scratch)
+            passes.norms(
+                &stored[first, 0], rows, d, d, packed, c, triangular, &out[first], scratch)
         lev_free(scratch)
     lev_free(packed)
     if failed:
@@ -148,7 +142,7 @@ def whitened_row_norms(
 
 
 def whitened_block_grams(
-    const floating[:, ::1] K,
+    K,
     const double[::1] scale,
     const double[:, ::1] W,
     bint triangular,
@@ -162,6 +156,8 @@ def whitened_block_grams(
     """
     cdef Py_ssize_t n = K.shape[0], d = K.shape[1], c = W.shape[1], count = out.shape[0], b, rows
     cdef const lev_tiles *table = tiles
+    cdef const unsigned char[:, ::1] stored = K.view("u1")
+    cdef const lev_passes *passes = &tiles.passes[<int> _STORED[K.dtype.char]]
     cdef const double *factors = NULL
     cdef double *packed
     cdef double *scratch
@@ -179,14 +175,9 @@ def whitened_block_grams(
                 failed += 1
                 continue
             rows = min(block, n - b * block)
-            if floating is double:
-                table.whitened_gram_f64(
-                    &K[b * block, 0], factors + b * block if factors != NULL else NULL,
-                    rows, d, d, packed, c, triangular, &out[b, 0, 0], scratch)
-            else:
-                table.whitened_gram_f32(
-                    &K[b * block, 0], factors + b * block if factors != NULL else NULL,
-                    rows, d, d, packed, c, triangular, &out[b, 0, 0], scratch)
+            passes.whitened_gram(
+                &stored[b * block, 0], factors + b * block if factors != NULL else NULL,
+                rows, d, d, packed, c, triangular, &out[b, 0, 0], scratch)
         lev_free(scratch)
     lev_free(packed)
     if failed:

@@ -33,6 +33,8 @@ typedef double vec __attribute__((vector_size(VECTOR_BYTES), aligned(8), may_ali
 
 #define INLINE static inline __attribute__((always_inline))
 
+#include "tiles_widen.h"
+
 INLINE vec spread(double x)
 {
     return x - (vec){0};
@@ -141,10 +143,27 @@ static void gram_tile(const double *P, ptrdiff_t n, ptrdiff_t np, double *G, con
 #define STORED float
 #define SUFFIX f32
 #include "tiles_body.h"
+#undef STORED
+#undef SUFFIX
+#define STORED uint16_t
+#define SUFFIX f16
+#include "tiles_body.h"
+#undef SUFFIX
+#define SUFFIX bf16
+#include "tiles_body.h"
 
 extern const lev_tiles LEV_CAT(lev_tiles, LEV_ISA);
 const lev_tiles LEV_CAT(lev_tiles, LEV_ISA) = {
-    LEV_STR(LEV_ISA), gram_scratch, whitener_size, norms_scratch, gram_f64,
-    gram_f32,         pack_whitener, norms_f64,    norms_f32,
-    whitened_gram_scratch, whitened_gram_f64, whitened_gram_f32,
+    LEV_STR(LEV_ISA),
+    gram_scratch,
+    whitener_size,
+    norms_scratch,
+    whitened_gram_scratch,
+    pack_whitener,
+    {
+        [LEV_F64] = {gram_f64, norms_f64, whitened_gram_f64},
+        [LEV_F32] = {gram_f32, norms_f32, whitened_gram_f32},
+        [LEV_F16] = {gram_f16, norms_f16, whitened_gram_f16},
+        [LEV_BF16] = {gram_bf16, norms_bf16, whitened_gram_bf16},
+    },
 };

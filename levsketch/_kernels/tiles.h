@@ -13,33 +13,34 @@
 #include <stdint.h>
 #include <stdlib.h>
 
+/* How numbers of rows are stored; 16-bit ones as the bits in a uint16_t. */
+enum { LEV_F64, LEV_F32, LEV_F16, LEV_BF16, LEV_STORED };
+
+/* The passes over rows K that are stored in one way. */
+typedef struct {
+    /* G (d, d), row-major, = K^T K of n rows, row j first multiplied by scale[j] unless scale is
+     * NULL; both triangles are written */
+    void (*gram)(const void *K, const double *scale, ptrdiff_t n, ptrdiff_t d, ptrdiff_t ld, double *G,
+                 double *scratch);
+    /* out[j] = ||k_j W||^2, infinite where infinities cancel */
+    void (*norms)(const void *K, ptrdiff_t n, ptrdiff_t d, ptrdiff_t ld, const double *packed, ptrdiff_t c,
+                  int triangular, double *out, double *scratch);
+    /* G (c, c) = Gram matrix of the rows k_j W, row j times scale[j] unless scale is NULL */
+    void (*whitened_gram)(const void *K, const double *scale, ptrdiff_t n, ptrdiff_t d, ptrdiff_t ld,
+                          const double *packed, ptrdiff_t c, int triangular, double *G, double *scratch);
+} lev_passes;
+
 typedef struct {
     const char *name;
-    /* doubles of scratch for gram_* / for pack_whitener and norms_* */
+    /* doubles of scratch for gram, of what pack_whitener writes, of scratch for norms and for
+     * whitened_gram */
     ptrdiff_t (*gram_scratch)(ptrdiff_t d);
     ptrdiff_t (*whitener_size)(ptrdiff_t d, ptrdiff_t c);
     ptrdiff_t (*norms_scratch)(ptrdiff_t d);
-    /* G (d, d), row-major, = K^T K of n rows, row j first multiplied by scale[j] unless scale is
-     * NULL; both triangles are written */
-    void (*gram_f64)(const double *K, const double *scale, ptrdiff_t n, ptrdiff_t d, ptrdiff_t ld, double *G,
-                     double *scratch);
-    void (*gram_f32)(const float *K, const double *scale, ptrdiff_t n, ptrdiff_t d, ptrdiff_t ld, double *G,
-                     double *scratch);
-    /* lay W (d, c), row-major, out in the order in which norms_* read it */
-    void (*pack_whitener)(const double *W, ptrdiff_t d, ptrdiff_t c, int triangular, double *packed);
-    /* out[j] = ||k_j W||^2, infinite where infinities cancel */
-    void (*norms_f64)(const double *K, ptrdiff_t n, ptrdiff_t d, ptrdiff_t ld, const double *packed,
-                      ptrdiff_t c, int triangular, double *out, double *scratch);
-    void (*norms_f32)(const float *K, ptrdiff_t n, ptrdiff_t d, ptrdiff_t ld, const double *packed,
-                      ptrdiff_t c, int triangular, double *out, double *scratch);
-    /* G (c, c) = Gram matrix of the rows k_j W, row j times scale[j] unless scale is NULL */
     ptrdiff_t (*whitened_gram_scratch)(ptrdiff_t d, ptrdiff_t c);
-    void (*whitened_gram_f64)(const double *K, const double *scale, ptrdiff_t n, ptrdiff_t d, ptrdiff_t ld,
-                              const double *packed, ptrdiff_t c, int triangular, double *G,
-                              double *scratch);
-    void (*whitened_gram_f32)(const float *K, const double *scale, ptrdiff_t n, ptrdiff_t d, ptrdiff_t ld,
-                              const double *packed, ptrdiff_t c, int triangular, double *G,
-                              double *scratch);
+    /* lay W (d, c), row-major, out in the order in which passes read it */
+    void (*pack_whitener)(const double *W, ptrdiff_t d, ptrdiff_t c, int triangular, double *packed);
+    lev_passes passes[LEV_STORED];
 } lev_tiles;
 
 /* The table in use; NULL name lookups return NULL. */

@@ -1,8 +1,28 @@
-/* The functions of tiles.c that read rows, once per storage type STORED. */
+/* The functions of tiles.c that read rows, once per storage type: numbers of type STORED, which
+ * widen_SUFFIX makes float64. */
 
-static void LEV_CAT(gram, SUFFIX)(const STORED *K, const double *scale, ptrdiff_t n, ptrdiff_t d, ptrdiff_t ld,
-                                  double *G, double *scratch)
+/* w columns of rows, row r times scale[r] unless scale is NULL, as one packed panel. */
+INLINE void LEV_CAT(pack, SUFFIX)(const STORED *from, ptrdiff_t ld, ptrdiff_t rows, ptrdiff_t w,
+                                  const double *scale, double *to)
 {
+    for (ptrdiff_t r = 0; r < rows; r++, to += PANEL, from += ld) {
+        if (scale == NULL)
+            LEV_CAT(widen, SUFFIX)(from, w, to);
+        else {
+            double wide[PANEL], factor = scale[r];
+            LEV_CAT(widen, SUFFIX)(from, w, wide);
+            for (ptrdiff_t j = 0; j < w; j++)
+                to[j] = factor * wide[j];
+        }
+        for (ptrdiff_t j = w; j < PANEL; j++)
+            to[j] = 0.0;
+    }
+}
+
+static void LEV_CAT(gram, SUFFIX)(const void *stored, const double *scale, ptrdiff_t n, ptrdiff_t d,
+                                  ptrdiff_t ld, double *G, double *scratch)
+{
+    const STORED *K = stored;
     ptrdiff_t np = panels(d), width = np * PANEL;
     double *P = scratch, *wide = scratch + TILE * width;
     for (ptrdiff_t i = 0; i < width * width; i++)
@@ -13,18 +33,13 @@ static void LEV_CAT(gram, SUFFIX)(const STORED *K, const double *scale, ptrdiff_
             ptrdiff_t first = p * PANEL, w = d - first < PANEL ? d - first : PANEL;
             double *to = P + p * TILE * PANEL;
             const STORED *from = K + r0 * ld + first;
-            if (scale != NULL)
-                for (ptrdiff_t r = 0; r < rows; r++, to += PANEL, from += ld)
-                    for (ptrdiff_t j = 0; j < PANEL; j++)
-                        to[j] = j < w ? scale[r0 + r] * (double)from[j] : 0.0;
+            /* with w a constant no loop over columns is left */
+            if (w == PANEL && scale == NULL)
+                LEV_CAT(pack, SUFFIX)(from, ld, rows, PANEL, NULL, to);
             else if (w == PANEL)
-                for (ptrdiff_t r = 0; r < rows; r++, to += PANEL, from += ld)
-                    for (int j = 0; j < PANEL; j++)
-                        to[j] = (double)from[j];
+                LEV_CAT(pack, SUFFIX)(from, ld, rows, PANEL, scale + r0, to);
             else
-                for (ptrdiff_t r = 0; r < rows; r++, to += PANEL, from += ld)
-                    for (ptrdiff_t j = 0; j < PANEL; j++)
-                        to[j] = j < w ? (double)from[j] : 0.0;
+                LEV_CAT(pack, SUFFIX)(from, ld, rows, w, scale == NULL ? NULL : scale + r0, to);
         }
         ptrdiff_t bytes = rows * ld * (ptrdiff_t)sizeof(STORED);
         gram_tile(P, rows, np, wide, ahead_of(K + r0 * ld, bytes), bytes);
@@ -88,10 +103,20 @@ INLINE void LEV_CAT(whiten_rows, SUFFIX)(const double *k, ptrdiff_t ld, const do
     }
 }
 
-static void LEV_CAT(norms, SUFFIX)(const STORED *K, ptrdiff_t n, ptrdiff_t d, ptrdiff_t ld,
+/* Rows one after another, zeros after the first `here`, ready to be whitened together. */
+INLINE void LEV_CAT(gather, SUFFIX)(const STORED *k, ptrdiff_t ld, ptrdiff_t d, ptrdiff_t here, double *to)
+{
+    for (ptrdiff_t m = 0; m < here; m++)
+        LEV_CAT(widen, SUFFIX)(k + m * ld, d, to + m * d);
+    for (ptrdiff_t i = here * d; i < NORM_ROWS * d; i++)
+        to[i] = 0.0;
+}
+
+static void LEV_CAT(norms, SUFFIX)(const void *stored, ptrdiff_t n, ptrdiff_t d, ptrdiff_t ld,
                                    const double *packed, ptrdiff_t c, int triangular, double *out,
                                    double *scratch)
 {
+    const STORED *K = stored;
     double s[NORM_ROWS];
     ptrdiff_t group = NORM_ROWS * ld * (ptrdiff_t)sizeof(STORED), lines = (group + 63) / 64;
     for (ptrdiff_t r0 = 0; r0 < n; r0 += NORM_ROWS) {
@@ -102,9 +127,7 @@ static void LEV_CAT(norms, SUFFIX)(const STORED *K, ptrdiff_t n, ptrdiff_t d, pt
                                        triangular, ahead, lines, out + r0, NULL, NULL);
             continue;
         }
-        for (ptrdiff_t m = 0; m < NORM_ROWS; m++)
-            for (ptrdiff_t i = 0; i < d; i++)
-                scratch[m * d + i] = m < rows ? (double)K[(r0 + m) * ld + i] : 0.0;
+        LEV_CAT(gather, SUFFIX)(K + r0 * ld, ld, d, rows, scratch);
         LEV_CAT(whiten_rows, SUFFIX)(scratch, d, packed, d, c, triangular, ahead, lines, s, NULL, NULL);
         for (ptrdiff_t m = 0; m < rows; m++)
             out[r0 + m] = s[m];
@@ -112,10 +135,11 @@ static void LEV_CAT(norms, SUFFIX)(const STORED *K, ptrdiff_t n, ptrdiff_t d, pt
 }
 
 /* The Gram matrix (c, c) of whitened rows, which exist one tile at a time. */
-static void LEV_CAT(whitened_gram, SUFFIX)(const STORED *K, const double *scale, ptrdiff_t n, ptrdiff_t d,
+static void LEV_CAT(whitened_gram, SUFFIX)(const void *stored, const double *scale, ptrdiff_t n, ptrdiff_t d,
                                            ptrdiff_t ld, const double *packed, ptrdiff_t c, int triangular,
                                            double *G, double *scratch)
 {
+    const STORED *K = stored;
     ptrdiff_t np = panels(c), width = np * PANEL, step = TILE / NORM_ROWS * NORM_ROWS;
     ptrdiff_t group = NORM_ROWS * ld * (ptrdiff_t)sizeof(STORED), lines = (group + 63) / 64;
     double *P = scratch, *wide = P + TILE * width, *rows_wide = wide + width * width;
@@ -129,9 +153,7 @@ static void LEV_CAT(whitened_gram, SUFFIX)(const STORED *K, const double *scale,
             double factors[NORM_ROWS];
             for (ptrdiff_t m = 0; m < NORM_ROWS; m++)
                 factors[m] = m >= here ? 0.0 : scale == NULL ? 1.0 : scale[t0 + r0 + m];
-            for (ptrdiff_t m = 0; m < NORM_ROWS; m++)
-                for (ptrdiff_t i = 0; i < d; i++)
-                    rows_wide[m * d + i] = m < here ? (double)k[m * ld + i] : 0.0;
+            LEV_CAT(gather, SUFFIX)(k, ld, d, here, rows_wide);
             LEV_CAT(whiten_rows, SUFFIX)(rows_wide, d, packed, d, c, triangular, ahead_of(k, 2 * group),
                                          lines, NULL, P + r0 * PANEL, factors);
         }

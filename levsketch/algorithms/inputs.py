@@ -10,18 +10,23 @@ import scipy.sparse
 
 from levsketch._checks import CertificationWarning, check_real, uncertified_text, warn_caller
 from levsketch._typing import ArrayLike
-from levsketch.backends.interchange import to_numpy
+from levsketch.backends.interchange import stored_rows, to_numpy
 from levsketch.linalg import Whitening, certified_condition
 
 
-def stacked(name: str, X: ArrayLike) -> Any:
-    """Return ``X`` as a host array (..., n, d) of real numbers, not checked for NaN."""
+def stacked(name: str, X: ArrayLike, *, stored: bool = False) -> Any:
+    """Return ``X`` as a host array (..., n, d) of real numbers, not checked for NaN.
+
+    With ``stored`` bfloat16 arrays come as rows that share their memory, else as float32.
+    """
     if scipy.sparse.issparse(X):
         raise TypeError(
             f"{name} is a sparse matrix; this version takes dense rows: pass {name}.toarray(), or "
             "give blocks of rows, made dense one at a time, to LeverageKeySelector.partial_fit."
         )
-    host = np.asarray(to_numpy(X))
+    host: Any = stored_rows(X) if stored else None
+    if host is None:
+        host = np.asarray(to_numpy(X))
     if host.dtype.kind == "O":
         host = host.astype(np.float64)
     if host.dtype.kind not in "fiub":

@@ -79,7 +79,7 @@ def leverage_scores(K: ArrayLike, *, ridge: float = 0.0, intercept: bool = False
     array([0.5, 0.5, 1. ])
     """
     ridge = check_real("ridge", ridge, low=0.0)
-    keys = stacked("K", K)
+    keys = stacked("K", K, stored=True)
     out = np.empty(keys.shape[:-1], dtype=result_dtype(keys.dtype))
     backend = backend_for(keys)
     for i in np.ndindex(keys.shape[:-2]):

@@ -89,7 +89,7 @@ def universal_set(
     f = Power(check_p(p)) if function is None else make_function(function)
     squares = isinstance(f, Power) and f.p == 2.0
     eps = check_real("eps", eps, low=0.0, high=1.0, open_low=True)
-    keys = stacked("K", K)
+    keys = stacked("K", K, stored=squares)
     n, d = keys.shape[-2:]
     exponent = f.p if isinstance(f, Power) else 2.0
     if most_keys(d, eps, exponent) >= n:

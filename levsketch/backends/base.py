@@ -16,8 +16,8 @@ class Backend:
     """Operations over rows that any array-API library can do.
 
     Subclasses override what a profile shows slow and must agree with this
-    class to rounding. Rows are (n, d), float32 or float64; everything is
-    accumulated and returned in float64.
+    class to rounding. Rows are (n, d), float32 or float64, or of what other types
+    ``rows`` passes on; everything is accumulated and returned in float64.
     """
 
     name = "array_api"

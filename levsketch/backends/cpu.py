@@ -18,6 +18,7 @@ import levsketch._kernels.blocks as blocks
 from levsketch._typing import BoolArray, FloatArray, Rows
 
 from .base import Backend
+from .stored import Bfloat16Rows
 
 # Below this many multiplications, half a millisecond, a parallel region may cost more than it
 # saves: where other processes hold a core, its threads wait for a time slice.
@@ -115,18 +116,26 @@ def use_instruction_set(name: str) -> None:
 use_instruction_set(os.environ.get("LEVSKETCH_SIMD", ""))
 
 
+def _stored(K: Rows | Bfloat16Rows) -> Rows:
+    """Return rows as kernels take them: an array, in which uint16 stands for bfloat16."""
+    return K.bits if isinstance(K, Bfloat16Rows) else K
+
+
 class CpuBackend(Backend):
     """Compiled row passes over NumPy arrays; results do not depend on the thread count."""
 
     name = "cpu"
 
-    def rows(self, X: Any) -> Rows:
-        """Return ``X`` as C-contiguous, aligned, native float32 or float64 rows.
+    def rows(self, X: Any) -> Any:
+        """Return ``X`` as C-contiguous, aligned, native rows of a type that kernels read.
 
-        float16 and float32 stay exact in float32; every other type becomes
-        float64. A matching array is passed on without a copy.
+        These are float16, bfloat16, float32 and float64; every other type becomes float64.
+        A matching array is passed on without a copy.
         """
-        dtype = np.float32 if X.dtype.kind == "f" and X.dtype.itemsize <= 4 else np.float64
+        if isinstance(X, Bfloat16Rows):
+            bits = np.require(X.bits, requirements=["C", "A"])
+            return X if bits is X.bits else Bfloat16Rows(bits)
+        dtype = X.dtype.type if X.dtype.type in (np.float16, np.float32) else np.float64
         with np.errstate(over="ignore"):  # a long double may be infinite in float64: found later
             return np.require(X, dtype=dtype, requirements=["C", "A"])
 
@@ -135,7 +144,7 @@ class CpuBackend(Backend):
         n, d = K.shape
         out = np.empty((-(-n // block), d, d))
         factors = np.empty(0) if scale is None else np.ascontiguousarray(scale)
-        blocks.block_grams(K, factors, block, out, thread_count(n * d * d))
+        blocks.block_grams(_stored(K), factors, block, out, thread_count(n * d * d))
         return out
 
     def whitened_row_norms(self, K: Rows, W: FloatArray, *, triangular: bool = False) -> FloatArray:
@@ -147,7 +156,7 @@ class CpuBackend(Backend):
         else:
             work = n * d * W.shape[1]
             blocks.whitened_row_norms(
-                K, np.ascontiguousarray(W), triangular, out, thread_count(work)
+                _stored(K), np.ascontiguousarray(W), triangular, out, thread_count(work)
             )
         return out
 
@@ -166,7 +175,7 @@ class CpuBackend(Backend):
         factors = np.empty(0) if scale is None else np.ascontiguousarray(scale)
         threads = thread_count(2 * n * d * c)
         wide = np.ascontiguousarray(W)
-        blocks.whitened_block_grams(K, factors, wide, triangular, block, out, threads)
+        blocks.whitened_block_grams(_stored(K), factors, wide, triangular, block, out, threads)
         return out
 
     def qr_blocks(self, K: Rows, block: int) -> FloatArray:

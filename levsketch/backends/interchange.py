@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 from array_api_compat import array_namespace
 
+from .stored import Bfloat16Rows
+
 _CPU = 1  # kDLCPU of the DLPack standard
 
 
@@ -42,6 +44,25 @@ def to_numpy(X: Any) -> Any:
     if str(X.dtype) == "torch.bfloat16":
         X = X.float()  # exact: a bfloat16 is the upper half of a float32
     return np.from_dlpack(X)
+
+
+def stored_rows(X: Any) -> Bfloat16Rows | None:
+    """Return a bfloat16 array as rows that share its memory; None for any other array.
+
+    Raises
+    ------
+    TypeError
+        If the array lives on a device other than the CPU.
+    """
+    if is_foreign(X):
+        if str(getattr(X, "dtype", None)) != "torch.bfloat16":
+            return None
+        # DLPack has the type, NumPy has not
+        bits = to_numpy(X.detach().view(array_namespace(X).int16))
+        return Bfloat16Rows(bits.view(np.uint16))
+    if isinstance(X, np.ndarray) and X.dtype.name == "bfloat16":
+        return Bfloat16Rows(np.asarray(X).view(np.uint16))
+    return None
 
 
 def template_of(X: Any) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, Self
 
 import numpy as np
+import numpy.typing as npt
 
 from levsketch._typing import FloatArray
 
@@ -19,13 +20,14 @@ class StoredRows:
     Attributes
     ----------
     shape : (n, d)
+        With leading axes before it where a subclass holds stacks of problems.
     dtype : float32 or float64
         Which holds every number of the rows exactly; that of results.
     """
 
-    shape: tuple[int, int]
+    shape: tuple[int, ...]
     dtype: np.dtype[Any]
-    ndim = 2
+    ndim: int = 2
 
     def __len__(self) -> int:
         """Return n."""
@@ -46,3 +48,38 @@ class StoredRows:
     def astype(self, dtype: Any, copy: bool = True) -> Any:
         """Return the (n, d) array of ``dtype``."""
         return self.widened().astype(dtype, copy=False)
+
+
+class Bfloat16Rows(StoredRows):
+    """Rows of bfloat16 numbers, as bits: those of the upper halves of float32 numbers.
+
+    Parameters
+    ----------
+    bits : (..., n, d) uint16 array
+        Read, never written. Leading axes are problems; an index of all of them gives one.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from levsketch.backends.stored import Bfloat16Rows
+    >>> Bfloat16Rows(np.array([[0x3F80, 0xC000]], np.uint16)).widened()
+    array([[ 1., -2.]])
+    """
+
+    dtype = np.dtype(np.float32)
+
+    def __init__(self, bits: npt.NDArray[np.uint16]) -> None:
+        self.bits = bits
+        self.shape = bits.shape
+        self.ndim = bits.ndim
+
+    def __getitem__(self, key: Any) -> Self:
+        """Return the rows of a slice or an index array, or one problem of a stack."""
+        return type(self)(self.bits[key])
+
+    def widened(self) -> FloatArray:
+        """Return the float64 array of all these rows, exactly."""
+        wide = self.bits.astype(np.uint32)
+        wide <<= 16
+        with np.errstate(invalid="ignore"):  # of a signalling NaN: whoever looks will find it
+            return wide.view(np.float32).astype(np.float64)

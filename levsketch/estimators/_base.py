@@ -91,7 +91,7 @@ class StreamEstimator(BaseEstimator):  # type: ignore[misc]
         if before is None:
             for name in _FITTED:
                 probe.__dict__.pop(name, None)
-        rows = self._validated(probe, X, reset=before is None, min_rows=int(fresh))
+        rows = self._taken(probe, X, reset=before is None, min_rows=int(fresh))
         stream = self._empty_stream(policy, rows) if before is None else before
         after = self._updated(stream, rows)
         if fresh:
@@ -173,6 +173,10 @@ class StreamEstimator(BaseEstimator):  # type: ignore[misc]
         if rows.dtype.kind not in "fiub":
             raise ValueError(f"X must hold real numbers, got dtype {rows.dtype}.")
         return rows
+
+    def _taken(self, target: Any, X: ArrayLike, *, reset: bool, min_rows: int = 0) -> Any:
+        """Return ``X`` as rows that the stream takes, validated for and by ``target``."""
+        return self._validated(target, X, reset=reset, min_rows=min_rows)
 
     def _fitted_stream(self) -> Any:
         check_is_fitted(self)

@@ -15,7 +15,7 @@ from levsketch.algorithms.heavy import attention_scores, heavy_entries, witnesse
 from levsketch.algorithms.leverage import score_rows
 from levsketch.backends import backend_for
 from levsketch.backends.cpu import serial_blas
-from levsketch.backends.interchange import like, result_dtype
+from levsketch.backends.interchange import like, result_dtype, stored_rows
 from levsketch.streaming import keys_io
 from levsketch.streaming.factor import with_intercept
 from levsketch.streaming.keys import KeyStream, Policy
@@ -237,12 +237,15 @@ class LeverageKeySelector(KeySelector):
             In the library of ``X``, float32 if X has at most 32 bits.
         """
         stream, found = self._fitted_stream(), self._selected()
-        rows = self._validated(self, X, reset=False)
+        rows = self._taken(self, X, reset=False)
         check_finite(rows)
-        out = np.empty(len(rows), result_dtype(rows.dtype))
+        out, intercept = np.empty(len(rows), result_dtype(rows.dtype)), stream.policy.intercept
         with serial_blas():
-            score_rows(backend_for(rows), found.whitening, rows, stream.policy.intercept, out)
-        out[found.space.outside(with_intercept(rows, stream.policy.intercept))] = np.inf
+            score_rows(backend_for(rows), found.whitening, rows, intercept, out)
+        step = stream.block_rows
+        for i in range(0, len(rows) if found.space.rank < stream.d else 0, step):
+            part = with_intercept(rows[i : i + step], intercept)
+            out[i : i + step][found.space.outside(part)] = np.inf
         return like(out, X)
 
     # -- inside
@@ -266,6 +269,15 @@ class LeverageKeySelector(KeySelector):
             intercept=bool(self.intercept),
             ridge=float(self.ridge),
         )
+
+    def _taken(self, target: Any, X: ArrayLike, *, reset: bool, min_rows: int = 0) -> Any:
+        rows = stored_rows(X)
+        if rows is None or rows.ndim != 2:
+            return super()._taken(target, X, reset=reset, min_rows=min_rows)
+        # scikit-learn looks at zeros of that shape, which take the memory of one
+        zeros = np.broadcast_to(np.float32(0.0), rows.shape)
+        self._validated(target, zeros, reset=reset, min_rows=min_rows)
+        return rows
 
     def _empty_stream(self, policy: Policy, X: Rows) -> KeyStream:
         return KeyStream.empty(policy, X.shape[1])

@@ -70,6 +70,8 @@ class BlockStream:
         ):
             return None
         flat = X.reshape(-1)
+        if flat.dtype == np.float16:  # sums of squares would be of that type, too
+            flat = flat.astype(np.float32)
         with np.errstate(over="ignore", invalid="ignore"):
             size = np.dot(flat, flat)
         if not np.isfinite(size):

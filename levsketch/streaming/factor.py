@@ -49,7 +49,8 @@ def with_intercept(rows: Rows, intercept: bool, offset: int = 0) -> Rows:
     if not intercept:
         return rows
     check_finite(rows, offset=offset)
-    return np.concatenate([np.ones((len(rows), 1), rows.dtype), rows], axis=1)
+    ones = np.ones((len(rows), 1), rows.dtype)
+    return np.concatenate([ones, np.asarray(rows)], axis=1, dtype=rows.dtype)
 
 
 @dataclass(frozen=True, eq=False)
@@ -285,7 +286,7 @@ class StreamFactor:
         low, high = GRAM_RANGE
         good = (diagonals >= low) & (diagonals <= high)
         for b in np.flatnonzero(~good.all(axis=1)):
-            part = rows[b * block : (b + 1) * block]
+            part = np.asarray(rows[b * block : (b + 1) * block])
             check_finite(part, offset=first_row + int(b) * block)
             # a zero on the diagonal is exact if the column is zero, else an underflow
             good[b] |= ~part.any(axis=0)

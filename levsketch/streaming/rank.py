@@ -67,7 +67,9 @@ class RowSpace:
         """Return the space with ``rows`` (n, d) added, and which rows raised its rank."""
         n, d = rows.shape
         grew = np.zeros(n, np.uint8)
-        if self.rank == d or (self.is_coordinates and not rows[:, self.pivots == 0].any()):
+        if self.rank == d:
+            return self, grew.view(np.bool_)
+        if self.is_coordinates and not np.asarray(rows)[:, self.pivots == 0].any():
             return self, grew.view(np.bool_)
         basis, pivots = self.basis.copy(), self.pivots.copy()
         step = _chunk(d)

@@ -1,5 +1,6 @@
 """Row-tile kernels: right, on every instruction set, with the same bits however rows are split."""
 
+import ml_dtypes
 import numpy as np
 import pytest
 from hypothesis import example, given
@@ -15,6 +16,9 @@ use_instruction_set(CHOSEN)
 # Widths around the vector and panel sizes of each level, and a wide one.
 WIDTHS = [1, 2, 3, 4, 5, 7, 8, 9, 15, 16, 17, 31, 33, 64, 65]
 
+HALVES = [np.float16, ml_dtypes.bfloat16]
+STORED = [np.float64, np.float32, *HALVES]
+
 
 @pytest.fixture(params=LEVELS)
 def level(request):
@@ -25,18 +29,24 @@ def level(request):
 
 def draw(n, d, dtype, seed=0):
     rng = np.random.default_rng(seed)
-    return (rng.standard_normal((n, d)) * np.exp(3 * rng.standard_normal((n, 1)))).astype(dtype)
+    K = rng.standard_normal((n, d)) * np.exp(3 * rng.standard_normal((n, 1)))
+    return (K / 256).astype(dtype)  # float16 has no infinities then, but subnormal numbers
+
+
+def bits(K):
+    """Return rows as kernels take them: uint16 stands for bfloat16."""
+    return K.view(np.uint16) if K.dtype == ml_dtypes.bfloat16 else K
 
 
 def grams(K, block, threads=1, scale=()):
     out = np.full((-(-len(K) // block), K.shape[1], K.shape[1]), np.nan)
-    blocks.block_grams(K, np.array(scale, float), block, out, threads)
+    blocks.block_grams(bits(K), np.array(scale, float), block, out, threads)
     return out
 
 
 def norms(K, W, triangular=False, threads=1):
     out = np.full(len(K), np.nan)
-    blocks.whitened_row_norms(K, np.ascontiguousarray(W), triangular, out, threads)
+    blocks.whitened_row_norms(bits(K), np.ascontiguousarray(W), triangular, out, threads)
     return out
 
 
@@ -48,10 +58,10 @@ def factors(K, block, threads=1):
 
 
 def wide(K):
-    return K.astype(np.longdouble)
+    return K.astype(np.float64).astype(np.longdouble)
 
 
-@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+@pytest.mark.parametrize("dtype", STORED)
 @pytest.mark.parametrize("d", WIDTHS)
 def test_gram_matrices_are_right_to_the_rounding_of_their_sums(level, d, dtype):
     for n, block in ((1, 1), (5, 7), (128, 128), (129, 129), (300, 100), (1030, 1024)):
@@ -65,7 +75,7 @@ def test_gram_matrices_are_right_to_the_rounding_of_their_sums(level, d, dtype):
             np.testing.assert_array_equal(G, G.T)
 
 
-@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+@pytest.mark.parametrize("dtype", STORED)
 @pytest.mark.parametrize("d", WIDTHS)
 def test_gram_matrices_of_weighted_rows_are_those_of_the_rows_multiplied_first(level, d, dtype):
     for n, block in ((1, 1), (129, 129), (1030, 512)):
@@ -79,11 +89,11 @@ def test_gram_matrices_of_weighted_rows_are_those_of_the_rows_multiplied_first(l
 def whitened_grams(K, W, block, triangular=False, threads=1, scale=()):
     out = np.full((-(-len(K) // block), W.shape[1], W.shape[1]), np.nan)
     W, scale = np.ascontiguousarray(W), np.array(scale, float)
-    blocks.whitened_block_grams(K, scale, W, triangular, block, out, threads)
+    blocks.whitened_block_grams(bits(K), scale, W, triangular, block, out, threads)
     return out
 
 
-@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+@pytest.mark.parametrize("dtype", STORED)
 @pytest.mark.parametrize("d", WIDTHS)
 def test_whitened_gram_matrices_are_right_to_the_rounding_of_their_sums(level, d, dtype):
     draws = np.random.default_rng(d)
@@ -105,7 +115,7 @@ def test_whitened_gram_matrices_are_right_to_the_rounding_of_their_sums(level, d
                     np.testing.assert_array_equal(G, G.T)
 
 
-@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+@pytest.mark.parametrize("dtype", STORED)
 @pytest.mark.parametrize("d", WIDTHS)
 def test_whitened_norms_are_right_to_the_rounding_of_their_sums(level, d, dtype):
     rng = np.random.default_rng(d)
@@ -130,7 +140,7 @@ def test_below_the_diagonal_of_a_triangular_whitener_nothing_is_used_but_zeros(l
 def test_a_row_has_the_same_norm_in_any_company(level, d):
     # alone, at any place of a group, in groups that are full or not
     W = draw(d, d, np.float64, seed=2)
-    for dtype in (np.float64, np.float32):
+    for dtype in STORED:
         K = draw(61, d, dtype)
         together = norms(K, W)
         alone = np.concatenate([norms(K[i : i + 1], W) for i in range(len(K))])
@@ -139,15 +149,57 @@ def test_a_row_has_the_same_norm_in_any_company(level, d):
             np.testing.assert_array_equal(norms(K[first:], W), together[first:])
 
 
+@pytest.mark.parametrize("dtype", [np.float32, *HALVES])
 @pytest.mark.parametrize("d", WIDTHS)
-def test_single_precision_rows_give_the_bits_of_their_double_copy(level, d):
-    K = draw(333, d, np.float32)
+def test_narrow_rows_give_the_bits_of_their_double_copy(level, d, dtype):
+    K = draw(333, d, dtype)
+    wide, scale = K.astype(np.float64), np.linspace(0, 3, 333)
     W = np.triu(draw(d, d, np.float64, seed=3))
-    np.testing.assert_array_equal(grams(K, 100), grams(K.astype(np.float64), 100))
+    for factors in ((), scale):
+        np.testing.assert_array_equal(grams(K, 100, 1, factors), grams(wide, 100, 1, factors))
     for triangular in (True, False):
+        np.testing.assert_array_equal(norms(K, W, triangular), norms(wide, W, triangular))
         np.testing.assert_array_equal(
-            norms(K, W, triangular), norms(K.astype(np.float64), W, triangular)
+            whitened_grams(K, W, 100, triangular, 1, scale),
+            whitened_grams(wide, W, 100, triangular, 1, scale),
         )
+
+
+def patterns(dtype, finite):
+    """Return all numbers of a type of 16 bits that are finite, or all that are not."""
+    found = np.arange(1 << 16, dtype=np.uint16).view(dtype)
+    with np.errstate(invalid="ignore"):  # signalling NaN
+        return found[np.isfinite(found) == finite]
+
+
+@pytest.mark.parametrize("dtype", HALVES)
+@pytest.mark.parametrize("columns", [1, 2, 4, 32])
+def test_every_finite_half_is_widened_exactly(level, dtype, columns):
+    # a column of ones shows them in the first row of the Gram matrix of one row
+    x = patterns(dtype, finite=True).reshape(-1, columns)
+    for place in (0, columns):
+        K = np.insert(x, place, 1, axis=1)
+        found = [
+            grams(K, 1),
+            grams(K, 1, scale=np.ones(len(K))),
+            whitened_grams(K, np.eye(columns + 1), 1),
+        ]
+        for G in found:
+            np.testing.assert_array_equal(G[:, place], K.astype(np.float64))
+        squares = np.square(K.astype(np.float64))
+        for c in range(columns + 1):
+            np.testing.assert_array_equal(norms(K, np.eye(columns + 1)[:, [c]]), squares[:, c])
+
+
+@pytest.mark.parametrize("dtype", HALVES)
+@pytest.mark.parametrize("columns", [1, 17])
+def test_halves_that_are_not_finite_stay_so(level, dtype, columns):
+    x = patterns(dtype, finite=False)
+    K = np.repeat(x[:, None], columns, axis=1)
+    with np.errstate(invalid="ignore"):
+        expected = np.where(np.isnan(x), np.nan, np.inf)
+    for G in (grams(K, 1), whitened_grams(K, np.ones((columns, 1)), 1)):
+        np.testing.assert_array_equal(np.diagonal(G, axis1=1, axis2=2)[:, -1], expected)
 
 
 @pytest.mark.parametrize("d", [1, 5, 16, 33])
@@ -219,11 +271,11 @@ def test_cholesky_factors_times_a_triangle_have_the_right_gram_matrix(d):
 def test_nothing_outside_the_rows_is_read_or_written(level, d):
     # neighbours are NaN: one read of them would show, one write over them, too
     fence = np.full((40, d), np.nan)
-    for dtype in (np.float64, np.float32):
+    for dtype in STORED:
         buffer = np.concatenate([fence, draw(37, d, np.float64), fence]).astype(dtype)
         inside, W = buffer[40:77], draw(d, d, np.float64, seed=5)
         out = np.full(37 + 2 * 40, -1.0)
-        blocks.whitened_row_norms(inside, W, False, out[40:77], 1)
+        blocks.whitened_row_norms(bits(inside), W, False, out[40:77], 1)
         assert np.isfinite(out[40:77]).all()
         assert (out[:40] == -1).all()
         assert (out[77:] == -1).all()
