@@ -95,16 +95,23 @@ def warn_caller(text: str, category: type[Warning] = UserWarning) -> None:
     warnings.warn(text, category, stacklevel=level)
 
 
-def check_finite(X: np.ndarray[Any, Any], *, name: str = "X", offset: int = 0) -> None:
+def check_finite(X: Any, *, name: str = "X", offset: int = 0) -> None:
     """Raise ValueError naming the first NaN or infinity of ``X`` (n, d) by row and column.
 
     ``offset`` is the row number, in what the user passed, of the first row of ``X``.
     """
-    finite = np.isfinite(X)
-    if finite.all():
-        return
-    row, column = np.argwhere(~finite)[0]
-    kind = "NaN" if np.isnan(X[row, column]) else "infinity (inf)"
+    if isinstance(X, np.ndarray):
+        finite = np.isfinite(X)
+        if finite.all():
+            return
+        row, column = np.argwhere(~finite)[0]
+        value = X[row, column]
+    else:  # rows in a form of their own look themselves
+        found = X.not_finite()
+        if found is None:
+            return
+        row, column, value = found
+    kind = "NaN" if np.isnan(value) else "infinity (inf)"
     raise ValueError(
         f"Input {name} contains {kind} at row {offset + int(row)}, column {int(column)}; "
         "every value must be finite."
