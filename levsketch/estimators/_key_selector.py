@@ -26,7 +26,8 @@ class KeySelector(TransformerMixin, StreamEstimator):  # type: ignore[misc]
         Parameters
         ----------
         X : array (n, d)
-            Keys: NumPy or anything it converts, DataFrame, or torch CPU tensor.
+            Keys: NumPy or anything it converts, DataFrame, or torch CPU tensor; for
+            LeverageKeySelector also scipy.sparse.
         y : None
             Ignored.
 

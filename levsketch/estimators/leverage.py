@@ -187,7 +187,7 @@ class LeverageKeySelector(KeySelector):
 
         Parameters
         ----------
-        X : array (n_queries, d)
+        X : array (n_queries, d), or scipy.sparse
             Queries.
 
         Returns
@@ -218,7 +218,7 @@ class LeverageKeySelector(KeySelector):
 
         Parameters
         ----------
-        X : array (n_queries, d)
+        X : array (n_queries, d), or scipy.sparse
             Queries.
 
         Returns
@@ -237,7 +237,7 @@ class LeverageKeySelector(KeySelector):
 
         Parameters
         ----------
-        X : array (n, d)
+        X : array (n, d), or scipy.sparse
 
         Returns
         -------
