@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import scipy.sparse
 from measuring import OneThread, make_keys
 
 import levsketch as lv
@@ -28,6 +29,31 @@ class Leverage(OneThread):
         lv.universal_set(self.K, 0.05)
 
     def peakmem_universal_set(self, shape, condition):
+        lv.universal_set(self.K, 0.05)
+
+
+class SparseLeverage(OneThread):
+    """Scores and sets of sparse keys."""
+
+    params = (0.01, 0.1)
+    param_names = ("density",)
+
+    def setup(self, density):
+        super().setup()
+        rng = np.random.default_rng(0)
+        shape = (65_536, 256)
+        self.K = scipy.sparse.random_array(shape, density=density, format="csr", rng=rng)
+
+    def time_leverage_scores(self, density):
+        lv.leverage_scores(self.K)
+
+    def peakmem_leverage_scores(self, density):
+        lv.leverage_scores(self.K)
+
+    def time_universal_set(self, density):
+        lv.universal_set(self.K, 0.05)
+
+    def peakmem_universal_set(self, density):
         lv.universal_set(self.K, 0.05)
 
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import numpy as np
+import scipy.sparse
 from measuring import OneThread, make_keys
 
 from levsketch.backends import backend_for
+from levsketch.backends.csr import CsrRows
 from levsketch.streaming.factor import block_size
 
 
@@ -42,3 +44,31 @@ class Kernels(OneThread):
 
     def peakmem_qr_blocks(self, shape, dtype):
         self.backend.qr_blocks(self.K, self.block)
+
+
+class SparseKernels(OneThread):
+    """Gram blocks and whitened norms of sparse keys: few nonzeros, and the dense kernels' share."""
+
+    params = (((65_536, 64), (16_384, 512)), (0.01, 0.1, 0.5))
+    param_names = ("shape", "density")
+
+    def setup(self, shape, density):
+        super().setup()
+        rng = np.random.default_rng(0)
+        made = scipy.sparse.random_array(shape, density=density, format="csr", rng=rng)
+        self.K = CsrRows.of("K", made)
+        self.W = np.triu(make_keys(shape[1], shape[1], seed=1))
+        self.block, self.backend = block_size(shape[1]), backend_for(self.K)
+
+    def time_block_grams(self, shape, density):
+        for i in range(0, len(self.K), 2 * self.block):
+            self.backend.block_grams(self.K[i : i + 2 * self.block], self.block)
+
+    def time_whitened_row_norms(self, shape, density):
+        self.backend.whitened_row_norms(self.K, self.W, triangular=True)
+
+    def peakmem_block_grams(self, shape, density):
+        self.time_block_grams(shape, density)
+
+    def peakmem_whitened_row_norms(self, shape, density):
+        self.backend.whitened_row_norms(self.K, self.W, triangular=True)

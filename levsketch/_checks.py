@@ -97,19 +97,26 @@ def warn_caller(text: str, category: type[Warning] = UserWarning) -> None:
     warnings.warn(text, category, stacklevel=level)
 
 
-def check_finite(X: np.ndarray[Any, Any], *, name: str = "X", offset: int = 0) -> None:
+def check_finite(X: Any, *, name: str = "X", offset: int = 0) -> None:
     """Raise ValueError naming the first NaN or infinity of ``X`` (n, d) by row and column.
 
     ``offset`` is the row number, in what the user passed, of the first row of ``X``.
     """
     step = max(1, _LOOK // max(1, X.shape[1]))
     for first in range(0, len(X), step):
-        part = np.asarray(X[first : first + step])
-        finite = np.isfinite(part)
-        if finite.all():
-            continue
-        row, column = np.argwhere(~finite)[0]
-        kind = "NaN" if np.isnan(part[row, column]) else "infinity (inf)"
+        part = X[first : first + step]
+        if isinstance(part, np.ndarray):
+            finite = np.isfinite(part)
+            if finite.all():
+                continue
+            row, column = np.argwhere(~finite)[0]
+            value = part[row, column]
+        else:  # rows in a form of their own look themselves
+            found = part.not_finite()
+            if found is None:
+                continue
+            row, column, value = found
+        kind = "NaN" if np.isnan(value) else "infinity (inf)"
         raise ValueError(
             f"Input {name} contains {kind} at row {offset + first + int(row)}, "
             f"column {int(column)}; every value must be finite."

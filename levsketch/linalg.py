@@ -18,6 +18,7 @@ from scipy.linalg import lapack
 
 from levsketch._typing import BoolArray, FloatArray, IntArray, Rows
 from levsketch.backends import Backend
+from levsketch.backends.csr import CsrRows
 
 UNIT_ROUNDOFF = 2.0**-53
 # Relative error of the R-factor path, in units of roundoff times sqrt(d) times the
@@ -209,7 +210,9 @@ class Whitening:
         W = self.folded()
         if W is None:
             W = self.matrix
-            rows = scale_columns(rows, -np.where(self.active, self.factor.exponents, 0))
+            powers = -np.where(self.active, self.factor.exponents, 0)
+            sparse = isinstance(rows, CsrRows)
+            rows = rows.columns_times(powers) if sparse else scale_columns(rows, powers)
         return np.asarray(backend.whitened_row_norms(rows, W, triangular=self.triangular))
 
     def values(self, backend: Backend, rows: Rows) -> FloatArray:

@@ -14,6 +14,7 @@ from levsketch._typing import ArrayLike, FloatArray, IntArray, Rows
 from levsketch.backends import backend_for
 from levsketch.backends.cpu import serial_blas
 from levsketch.backends.interchange import result_dtype
+from levsketch.backends.stored import StoredRows
 from levsketch.functions import Power, ScoreFunction, make_function
 from levsketch.linalg import (
     MAX_ERROR,
@@ -108,6 +109,12 @@ def heavy_entries(
     return sparse_entries(scored, index, Q, eps, (len(Q), n), dtype)
 
 
+def query_step(Q: Rows, keys: int) -> int:
+    """Return how many of the queries ``Q`` (m, d) are scored at a time against so many keys."""
+    widened = Q.shape[1] if isinstance(Q, StoredRows) else 0
+    return max(1, _PAIRS // max(1, keys, widened))
+
+
 def sparse_entries(
     scored: Callable[[FloatArray], tuple[FloatArray, FloatArray]],
     index: IntArray,
@@ -121,7 +128,7 @@ def sparse_entries(
     ``scored`` maps queries (m, d) to scores and upper bounds (m, k) of the keys whose
     numbers are ``index`` (k,).
     """
-    step = max(1, _PAIRS // max(1, len(index)))
+    step = query_step(Q, len(index))
     indptr: list[IntArray] = [np.zeros(1, np.int64)]
     indices: list[IntArray] = [np.zeros(0, np.int64)]
     values: list[FloatArray] = [np.zeros(0)]

@@ -10,6 +10,7 @@ import scipy.sparse
 
 from levsketch._checks import CertificationWarning, check_real, uncertified_text, warn_caller
 from levsketch._typing import ArrayLike
+from levsketch.backends.csr import CsrRows
 from levsketch.backends.interchange import stored_rows, to_numpy
 from levsketch.linalg import Whitening, certified_condition
 
@@ -21,8 +22,8 @@ def stacked(name: str, X: ArrayLike, *, stored: bool = False) -> Any:
     """
     if scipy.sparse.issparse(X):
         raise TypeError(
-            f"{name} is a sparse matrix; this version takes dense rows: pass {name}.toarray(), or "
-            "give blocks of rows, made dense one at a time, to LeverageKeySelector.partial_fit."
+            f"{name} is a sparse matrix; this version takes dense rows here: pass {name}.toarray() "
+            "(leverage_scores, universal_set with p = 2 and LeverageKeySelector take sparse ones)."
         )
     host: Any = stored_rows(X) if stored else None
     if host is None:
@@ -36,6 +37,16 @@ def stacked(name: str, X: ArrayLike, *, stored: bool = False) -> Any:
     if 0 in host.shape[-2:]:
         raise ValueError(f"{name} must have at least one row and column, got shape {host.shape}.")
     return host
+
+
+def keys_of(name: str, X: ArrayLike) -> Any:
+    """Return ``X`` as `stacked` does, but rows that kernels read in their own form in that."""
+    if not scipy.sparse.issparse(X):
+        return stacked(name, X, stored=True)
+    rows = CsrRows.of(name, X)
+    if 0 in rows.shape:
+        raise ValueError(f"{name} must have at least one row and column, got shape {rows.shape}.")
+    return rows
 
 
 # Far beyond it, `FarLogits` may lose what a logit needs.

@@ -11,16 +11,18 @@ from levsketch._checks import check_finite, check_real
 from levsketch._typing import ArrayLike, FloatArray, Rows
 from levsketch.backends import Backend, backend_for
 from levsketch.backends.cpu import serial_blas
+from levsketch.backends.csr import CsrRows
 from levsketch.backends.interchange import like, result_dtype
 from levsketch.linalg import Whitening
 from levsketch.streaming.factor import StreamFactor, block_size, with_intercept
 from levsketch.streaming.leaves import GRAM_BUDGET
 from levsketch.streaming.rank import RowSpace
 
-from .inputs import stacked, warn_uncertified
+from .inputs import keys_of, warn_uncertified
 
-# Rows scored at a time, whose scores stay in cache, and if they are first converted.
-_SCORED, _CHUNK = 1 << 17, 1 << 15
+# Rows scored at a time, whose scores stay in cache; if they are first converted; and sparse ones,
+# whose kernels look for signals in between.
+_SCORED, _CHUNK, _SPARSE_CHUNK = 1 << 17, 1 << 15, 1 << 18
 # Multiplications between two looks for signals: 20 to 50 ms on one core.
 _WORK = 1 << 31
 # While a doubling of the rows adds less than this to the rounding of the Gram matrices, a fresh
@@ -38,7 +40,7 @@ def leverage_scores(K: ArrayLike, *, ridge: float = 0.0, intercept: bool = False
 
     Parameters
     ----------
-    K : array (..., n, d)
+    K : array (..., n, d), or scipy.sparse (n, d)
         Rows; leading axes are independent problems (batch, heads).
     ridge : float >= 0
         Added to the diagonal of ``K^T K`` (units of K squared), not on the intercept.
@@ -70,6 +72,8 @@ def leverage_scores(K: ArrayLike, *, ridge: float = 0.0, intercept: bool = False
     before them, or Householder QR where that is not certified. The relative error is then
     about (16 + d) u sqrt(d) times the condition number. 2 n d^2 flops and two reads of K
     on the Gram path, about 5 n d^2 on the others; memory O(d^2) besides the result.
+    Sparse rows are never made dense, except a block at a time off the Gram path: on it the work
+    is the squares of their nonzeros, nnz d for the scores, and O(d^2) a block.
     The same bits for any number of threads.
 
     Examples
@@ -79,7 +83,7 @@ def leverage_scores(K: ArrayLike, *, ridge: float = 0.0, intercept: bool = False
     array([0.5, 0.5, 1. ])
     """
     ridge = check_real("ridge", ridge, low=0.0)
-    keys = stacked("K", K, stored=True)
+    keys = keys_of("K", K)
     out = np.empty(keys.shape[:-1], dtype=result_dtype(keys.dtype))
     backend = backend_for(keys)
     for i in np.ndindex(keys.shape[:-2]):
@@ -149,6 +153,8 @@ def score_rows(
     step, probe = max(1, min(_SCORED, _WORK // whitening.matrix.size)), X[:2]
     if intercept or backend.rows(probe) is not probe:  # these rows are copied
         step = min(step, _CHUNK)
+    if isinstance(X, CsrRows):
+        step = _SPARSE_CHUNK
     for start in range(0, len(X), step):
         rows = with_intercept(backend.rows(X[start : start + step]), intercept)
         np.minimum(whitening.scores(backend, rows), top, out=out[start : start + step])

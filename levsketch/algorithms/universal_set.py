@@ -13,7 +13,7 @@ from levsketch.backends.interchange import like
 from levsketch.functions import Power, ScoreFunction, make_function
 from levsketch.streaming.keys import KeyStream, Policy, Selection
 
-from .inputs import stacked, warn_uncertified
+from .inputs import keys_of, stacked, warn_uncertified
 from .sensitivity_bounds import bounds_of_rows
 
 
@@ -39,7 +39,7 @@ def universal_set(
 
     Parameters
     ----------
-    K : array (..., n, d)
+    K : array (..., n, d), or scipy.sparse (n, d) for p = 2
         Keys; leading axes are independent problems (batch, heads).
     eps : float in (0, 1]
         Threshold on the scores.
@@ -89,7 +89,7 @@ def universal_set(
     f = Power(check_p(p)) if function is None else make_function(function)
     squares = isinstance(f, Power) and f.p == 2.0
     eps = check_real("eps", eps, low=0.0, high=1.0, open_low=True)
-    keys = stacked("K", K, stored=squares)
+    keys = keys_of("K", K) if squares else stacked("K", K)
     n, d = keys.shape[-2:]
     exponent = f.p if isinstance(f, Power) else 2.0
     if most_keys(d, eps, exponent) >= n:

@@ -17,8 +17,10 @@ from threadpoolctl import ThreadpoolController
 import levsketch._kernels.blocks as blocks
 from levsketch._typing import BoolArray, FloatArray, Rows
 
+from . import csr_passes
 from .base import Backend
-from .stored import Bfloat16Rows
+from .csr import CsrRows
+from .stored import Bfloat16Rows, StoredRows
 
 # Below this many multiplications, half a millisecond, a parallel region may cost more than it
 # saves: where other processes hold a core, its threads wait for a time slice.
@@ -130,17 +132,22 @@ class CpuBackend(Backend):
         """Return ``X`` as C-contiguous, aligned, native rows of a type that kernels read.
 
         These are float16, bfloat16, float32 and float64; every other type becomes float64.
-        A matching array is passed on without a copy.
+        A matching array, or rows stored in a form that kernels read, are passed on without a
+        copy.
         """
         if isinstance(X, Bfloat16Rows):
             bits = np.require(X.bits, requirements=["C", "A"])
             return X if bits is X.bits else Bfloat16Rows(bits)
+        if isinstance(X, StoredRows):
+            return X
         dtype = X.dtype.type if X.dtype.type in (np.float16, np.float32) else np.float64
         with np.errstate(over="ignore"):  # a long double may be infinite in float64: found later
             return np.require(X, dtype=dtype, requirements=["C", "A"])
 
     def block_grams(self, K: Rows, block: int, scale: FloatArray | None = None) -> FloatArray:
         """Return the Gram matrices (ceil(n / block), d, d) of consecutive row blocks."""
+        if isinstance(K, CsrRows):
+            return csr_passes.block_grams(self.block_grams, K, block, scale, thread_count)
         n, d = K.shape
         out = np.empty((-(-n // block), d, d))
         factors = np.empty(0) if scale is None else np.ascontiguousarray(scale)
@@ -153,6 +160,10 @@ class CpuBackend(Backend):
         out = np.empty(n)  # its pages are first touched by the threads that fill them
         if not (n and W.shape[1]):
             out[:] = 0.0
+        elif isinstance(K, CsrRows):
+            return csr_passes.whitened_row_norms(
+                self.whitened_row_norms, K, W, triangular, thread_count
+            )
         else:
             work = n * d * W.shape[1]
             blocks.whitened_row_norms(
@@ -170,6 +181,16 @@ class CpuBackend(Backend):
         triangular: bool = False,
     ) -> FloatArray:
         """Return the Gram matrices (ceil(n / block), c, c) of the rows of ``K W`` by blocks."""
+        if isinstance(K, CsrRows):
+            return csr_passes.by_widened_blocks(
+                lambda rows, part: self.whitened_block_grams(
+                    rows, W, block, part, triangular=triangular
+                ),
+                K,
+                block,
+                scale,
+                thread_count,
+            )
         n, (d, c) = len(K), W.shape
         out = np.empty((-(-n // block), c, c))
         factors = np.empty(0) if scale is None else np.ascontiguousarray(scale)
@@ -180,6 +201,10 @@ class CpuBackend(Backend):
 
     def qr_blocks(self, K: Rows, block: int) -> FloatArray:
         """Return R factors (ceil(n / block), d, d), by LAPACK inside a loop over blocks."""
+        if isinstance(K, CsrRows):
+            return csr_passes.by_widened_blocks(
+                lambda rows, _: self.qr_blocks(rows, block), K, block, None, thread_count
+            )
         n, d = K.shape
         out = np.empty((-(-n // block), d, d))
         wide = np.ascontiguousarray(K, dtype=np.float64)

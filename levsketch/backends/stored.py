@@ -7,7 +7,7 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 
-from levsketch._typing import FloatArray
+from levsketch._typing import BoolArray, FloatArray
 
 
 class StoredRows:
@@ -40,6 +40,25 @@ class StoredRows:
     def widened(self) -> FloatArray:
         """Return the (n, d) float64 array of all these rows."""
         raise AssertionError("a subclass defines widened")
+
+    def any(self, axis: int) -> BoolArray:
+        """Return which columns (``axis=0``) or rows (``axis=1``) have a nonzero number."""
+        return np.asarray(self.widened().any(axis=axis))
+
+    def touching(self, columns: BoolArray) -> BoolArray:
+        """Return which rows have a nonzero number in the columns of a mask (d,)."""
+        return np.asarray(self.widened()[:, columns].any(axis=1))
+
+    def not_finite(self) -> tuple[int, int, float] | None:
+        """Return row, column and value of the first NaN or infinity."""
+        wide = self.widened()
+        for row, column in np.argwhere(~np.isfinite(wide)):
+            return int(row), int(column), float(wide[row, column])
+        return None
+
+    def with_ones(self) -> Any:
+        """Return the rows with a column of ones before them, in this form or as an array."""
+        return np.concatenate([np.ones((len(self), 1)), self.widened()], axis=1)
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> Any:
         """Return ``widened()``, in ``dtype`` if one is named."""
@@ -76,6 +95,10 @@ class Bfloat16Rows(StoredRows):
     def __getitem__(self, key: Any) -> Self:
         """Return the rows of a slice or an index array, or one problem of a stack."""
         return type(self)(self.bits[key])
+
+    def not_finite(self) -> tuple[int, int, float] | None:
+        """Return row, column and value of the first NaN or infinity."""
+        return super().not_finite() if ((self.bits & 0x7F80) == 0x7F80).any() else None
 
     def widened(self) -> FloatArray:
         """Return the float64 array of all these rows, exactly."""

@@ -117,7 +117,8 @@ def _checked_weights(target: Any, weights: Any, n: int) -> FloatArray:
     wrong = np.flatnonzero(found < 0)
     if len(wrong):
         raise ValueError(f"sample_weight must be >= 0, got {found[wrong[0]]} at row {wrong[0]}.")
-    return found.astype(np.float64)
+    weights_: FloatArray = found.astype(np.float64)
+    return weights_
 
 
 def _checked_queries(target: Any, Q: Any) -> FloatArray:

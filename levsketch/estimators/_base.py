@@ -10,11 +10,13 @@ from types import NoneType
 from typing import Any, Self
 
 import numpy as np
+from scipy.sparse import issparse
 from sklearn.base import BaseEstimator
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from levsketch._checks import LevsketchFormatError, LevsketchStateError
 from levsketch._typing import ArrayLike, Rows
+from levsketch.backends.csr import CsrRows, check_csc
 from levsketch.backends.interchange import like, template_of, to_numpy
 from levsketch.streaming import serialize
 from levsketch.streaming.blocks import BlockStream
@@ -158,21 +160,25 @@ class StreamEstimator(BaseEstimator):  # type: ignore[misc]
 
     @staticmethod
     def _validated(target: Any, X: ArrayLike, *, reset: bool, min_rows: int = 0) -> Rows:
-        """Return ``X`` as a 2-D host array of real numbers, not yet checked for NaN.
+        """Return ``X`` as 2-D host rows of real numbers, not yet checked for NaN.
 
         Feature counts and names are set on, or compared with, ``target``.
         """
-        rows: Rows = validate_data(
+        sparse = getattr(target, "_takes_sparse", False)
+        if sparse and issparse(X):
+            check_csc("X", X)
+        rows: Any = validate_data(
             target,
             to_numpy(X),
             reset=reset,
+            accept_sparse=sparse and "csr",
             dtype="numeric",
             ensure_all_finite=False,
             ensure_min_samples=min_rows,
         )
         if rows.dtype.kind not in "fiub":
             raise ValueError(f"X must hold real numbers, got dtype {rows.dtype}.")
-        return rows
+        return CsrRows.of("X", rows) if issparse(rows) else rows
 
     def _taken(self, target: Any, X: ArrayLike, *, reset: bool, min_rows: int = 0) -> Any:
         """Return ``X`` as rows that the stream takes, validated for and by ``target``."""

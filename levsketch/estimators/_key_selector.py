@@ -5,11 +5,13 @@ from __future__ import annotations
 from typing import Any, Self
 
 import numpy as np
+import scipy.sparse
 from sklearn.base import TransformerMixin
 
 from levsketch._checks import check_finite
-from levsketch._typing import ArrayLike, FloatArray
+from levsketch._typing import ArrayLike
 from levsketch.algorithms.inputs import warn_uncertified
+from levsketch.backends.csr import CsrRows
 from levsketch.backends.interchange import like, result_dtype
 
 from ._base import StreamEstimator
@@ -24,7 +26,8 @@ class KeySelector(TransformerMixin, StreamEstimator):  # type: ignore[misc]
         Parameters
         ----------
         X : array (n, d)
-            Keys: NumPy or anything it converts, DataFrame, or torch CPU tensor.
+            Keys: NumPy or anything it converts, DataFrame, or torch CPU tensor; for
+            LeverageKeySelector also scipy.sparse.
         y : None
             Ignored.
 
@@ -128,23 +131,24 @@ class KeySelector(TransformerMixin, StreamEstimator):  # type: ignore[misc]
 
         Parameters
         ----------
-        K : array (n_samples_seen_, ...)
-        V : array (n_samples_seen_, ...), optional
+        K : array (n_samples_seen_, ...), or scipy.sparse
+        V : array (n_samples_seen_, ...), or scipy.sparse, optional
 
         Returns
         -------
         array (m, ...), or a pair of them if ``V`` is given
-            In the library and dtype of the input.
+            In the library and dtype of the input; CSR if that is sparse.
         """
         index = self._chosen("index")
         taken = []
         for name, array in (("K", K), ("V", V)):
             if array is None:
                 continue
-            rows = array if hasattr(array, "shape") else np.asarray(array)
-            if len(rows) != self.n_samples_seen_:
+            rows: Any = array if hasattr(array, "shape") else np.asarray(array)
+            rows = rows.tocsr() if scipy.sparse.issparse(rows) else rows
+            if rows.shape[0] != self.n_samples_seen_:
                 raise ValueError(
-                    f"{name} has {len(rows)} rows, but {self.n_samples_seen_} were seen; "
+                    f"{name} has {rows.shape[0]} rows, but {self.n_samples_seen_} were seen; "
                     "row numbers would not match."
                 )
             taken.append(rows.iloc[index] if hasattr(rows, "iloc") else rows[like(index, rows)])
@@ -161,11 +165,16 @@ class KeySelector(TransformerMixin, StreamEstimator):  # type: ignore[misc]
     def _has_intercept(self) -> bool:
         return bool(getattr(self._fitted_stream().policy, "intercept", False))
 
-    def _queries(self, X: ArrayLike) -> tuple[FloatArray, Any]:
-        """Return queries as float64 with a zero for the intercept, and the dtype of results."""
+    def _queries(self, X: ArrayLike) -> tuple[Any, Any]:
+        """Return queries as float64 with a zero for the intercept, and the dtype of results.
+
+        Sparse queries come as rows that stay so: only blocks of them may be made dense.
+        """
         self._fitted_stream()
         rows = self._validated(self, X, reset=False)
         check_finite(rows)
+        if isinstance(rows, CsrRows):
+            return rows.with_zeros() if self._has_intercept else rows, result_dtype(rows.dtype)
         Q = np.ascontiguousarray(rows, dtype=np.float64)
         if self._has_intercept:
             Q = np.concatenate([np.zeros((len(Q), 1)), Q], axis=1)

@@ -11,11 +11,12 @@ from sklearn.utils._param_validation import Interval, StrOptions
 
 from levsketch._checks import check_finite, not_reduced_text, warn_caller
 from levsketch._typing import ArrayLike, Rows
-from levsketch.algorithms.heavy import attention_scores, heavy_entries, witnesses
+from levsketch.algorithms.heavy import attention_scores, heavy_entries, query_step, witnesses
 from levsketch.algorithms.leverage import score_rows
 from levsketch.backends import backend_for
 from levsketch.backends.cpu import serial_blas
 from levsketch.backends.interchange import like, result_dtype, stored_rows
+from levsketch.backends.stored import StoredRows
 from levsketch.streaming import keys_io
 from levsketch.streaming.factor import with_intercept
 from levsketch.streaming.keys import KeyStream, Policy
@@ -95,6 +96,11 @@ class LeverageKeySelector(KeySelector):
     appended. Any batching of the rows, and any number of threads, leave the same
     bytes of state. A key is kept when its computed score is within the error bound
     of eps: none is missed, at the price of rare extra ones.
+
+    Keys and queries may be scipy.sparse (CSR; other formats are converted to it). They are made
+    dense a block at a time, if at all: where Gram matrices are certified a key with k nonzeros
+    costs O(k^2 + k d). Scores and bytes of state may differ in their rounding from those of the
+    same keys as an array, the certificates hold for both.
 
     References
     ----------
@@ -181,7 +187,7 @@ class LeverageKeySelector(KeySelector):
 
         Parameters
         ----------
-        X : array (n_queries, d)
+        X : array (n_queries, d), or scipy.sparse
             Queries.
 
         Returns
@@ -197,18 +203,22 @@ class LeverageKeySelector(KeySelector):
         """
         Q, dtype = self._queries(X)
         found, mask = self._selected(), self._selected().selected
-        with serial_blas():
-            scores, _ = attention_scores(
-                found.whitening, found.space, found.rows[mask], found.upper[mask], Q
-            )
-        return like(scores.astype(dtype, copy=False), X)
+        keys, upper = found.rows[mask], found.upper[mask]
+        step = query_step(Q, len(keys)) if isinstance(Q, StoredRows) else max(1, len(Q))
+        out = np.empty((len(Q), len(keys)), dtype)
+        for i in range(0, len(Q), step):
+            with serial_blas():
+                out[i : i + step] = attention_scores(
+                    found.whitening, found.space, keys, upper, Q[i : i + step]
+                )[0]
+        return like(out, X)
 
     def heavy_scores(self, X: ArrayLike) -> scipy.sparse.csr_array:
         """Return exactly the attention scores >= eps of queries, over all keys seen.
 
         Parameters
         ----------
-        X : array (n_queries, d)
+        X : array (n_queries, d), or scipy.sparse
             Queries.
 
         Returns
@@ -227,7 +237,7 @@ class LeverageKeySelector(KeySelector):
 
         Parameters
         ----------
-        X : array (n, d)
+        X : array (n, d), or scipy.sparse
 
         Returns
         -------
@@ -249,6 +259,14 @@ class LeverageKeySelector(KeySelector):
         return like(out, X)
 
     # -- inside
+
+    _takes_sparse = True
+
+    def __sklearn_tags__(self) -> Any:
+        """Return scikit-learn's tags: those of every key selector, and sparse input."""
+        tags = super().__sklearn_tags__()
+        tags.input_tags.sparse = True
+        return tags
 
     def _announce(self, stream: KeyStream, *, fresh: bool) -> None:
         if fresh and self.n_keys is None and stream.d / self.eps >= stream.n_seen:

@@ -11,6 +11,7 @@ from levsketch._checks import MAX_ROWS, check_finite, check_row_count
 from levsketch._typing import FloatArray, Rows
 from levsketch.backends import Backend
 from levsketch.backends.cpu import serial_blas
+from levsketch.backends.csr import CsrRows
 
 from .room import Room
 
@@ -119,10 +120,13 @@ class BlockStream:
                 done = min(n, block - len(self.pending))
                 head = self._rows(backend, X[:done], 0)
                 check_finite(head)
-                rows = self._pending_and(head)
+                rows: Rows = self._pending_and(head)
                 state = replace(state, n_seen=self.n_seen + done, pending=rows)
                 if len(rows) == block:
                     empty = replace(state, n_seen=state.n_seen - block, pending=rows[:0])
+                    if isinstance(head, CsrRows):
+                        # as the others are read, in whatever batches: bits depend on that
+                        rows = CsrRows.of_dense(rows)
                     state = empty._consume(backend, rows, 0)
             while n - done >= block:
                 count = min((n - done) // block, state.run_length())

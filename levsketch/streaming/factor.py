@@ -15,6 +15,7 @@ import numpy as np
 from levsketch._checks import check_finite
 from levsketch._typing import BoolArray, FloatArray, IntArray, Rows
 from levsketch.backends import Backend, CpuBackend
+from levsketch.backends.stored import StoredRows
 from levsketch.linalg import (
     GRAM_RANGE,
     Factor,
@@ -49,8 +50,10 @@ def with_intercept(rows: Rows, intercept: bool, offset: int = 0) -> Rows:
     if not intercept:
         return rows
     check_finite(rows, offset=offset)
-    ones = np.ones((len(rows), 1), rows.dtype)
-    return np.concatenate([ones, np.asarray(rows)], axis=1, dtype=rows.dtype)
+    if isinstance(rows, StoredRows):
+        widened: Rows = rows.with_ones()
+        return widened
+    return np.concatenate([np.ones((len(rows), 1), rows.dtype), rows], axis=1)
 
 
 @dataclass(frozen=True, eq=False)

@@ -13,6 +13,7 @@ import numpy.typing as npt
 import levsketch._kernels.modular as modular
 from levsketch._checks import LevsketchFormatError
 from levsketch._typing import BoolArray, FloatArray, Rows
+from levsketch.backends.stored import StoredRows
 
 # Rows are looked at in chunks, so that none is widened whole, and of so few that a signal is seen
 # within a tenth of a second: a row that raises the rank costs d^2.
@@ -21,6 +22,13 @@ _CHUNK, _WORK = 4096, 1 << 26
 
 def _chunk(d: int) -> int:
     return max(1, min(_CHUNK, _WORK // d**2))
+
+
+def _touching(rows: Rows, columns: BoolArray) -> BoolArray:
+    """Return which rows have a nonzero number in the columns of a mask (d,)."""
+    if isinstance(rows, StoredRows):
+        return rows.touching(columns)
+    return np.asarray(rows[:, columns].any(axis=1))
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,9 +75,7 @@ class RowSpace:
         """Return the space with ``rows`` (n, d) added, and which rows raised its rank."""
         n, d = rows.shape
         grew = np.zeros(n, np.uint8)
-        if self.rank == d:
-            return self, grew.view(np.bool_)
-        if self.is_coordinates and not np.asarray(rows)[:, self.pivots == 0].any():
+        if self.rank == d or (self.is_coordinates and not _touching(rows, self.pivots == 0).any()):
             return self, grew.view(np.bool_)
         basis, pivots = self.basis.copy(), self.pivots.copy()
         step = _chunk(d)
@@ -89,6 +95,8 @@ class RowSpace:
         n, d = rows.shape
         out = np.zeros(n, np.uint8)
         if self.rank < d:
+            if self.is_coordinates:
+                return _touching(rows, self.pivots == 0)
             step = _chunk(d)
             for i in range(0, n, step):
                 wide = np.ascontiguousarray(rows[i : i + step], dtype=np.float64)
