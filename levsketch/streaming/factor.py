@@ -50,7 +50,7 @@ def with_intercept(rows: Rows, intercept: bool, offset: int = 0) -> Rows:
         return rows
     check_finite(rows, offset=offset)
     ones = np.ones((len(rows), 1), rows.dtype)
-    return np.concatenate([ones, np.asarray(rows)], axis=1, dtype=rows.dtype)
+    return np.concatenate([ones, np.asarray(rows, rows.dtype)], axis=1)
 
 
 @dataclass(frozen=True, eq=False)
