@@ -27,6 +27,11 @@ cdef extern from "tiles.h" nogil:
         void (*whitened_gram)(
             const void *, const double *, Py_ssize_t, Py_ssize_t, Py_ssize_t, const double *,
             Py_ssize_t, int, double *, double *) noexcept nogil
+        void (*column_squares)(
+            const void *, const double *, Py_ssize_t, Py_ssize_t, Py_ssize_t,
+            double *, double *) noexcept nogil
+        void (*row_squares)(
+            const void *, Py_ssize_t, Py_ssize_t, Py_ssize_t, const double *, double *) noexcept nogil
 
     ctypedef struct lev_tiles:
         const char *name
@@ -139,6 +144,48 @@ def whitened_row_norms(
     lev_free(packed)
     if failed:
         raise MemoryError("scratch of whitened_row_norms")
+
+
+def column_squares(
+    K,
+    const double[::1] scale,
+    Py_ssize_t block,
+    double[:, ::1] out,
+    int n_threads,
+):
+    """out[b] (d,) = the diagonal of the Gram matrix of block b, as block_grams has it."""
+    cdef Py_ssize_t n = K.shape[0], d = K.shape[1], count = out.shape[0], b
+    cdef const lev_tiles *table = tiles
+    cdef const unsigned char[:, ::1] stored = K.view("u1")
+    cdef const lev_passes *passes = &tiles.passes[<int> _STORED[K.dtype.char]]
+    cdef const double *factors = NULL
+    cdef double *scratch
+    cdef int failed = 0
+    if scale.shape[0]:
+        factors = &scale[0]
+    with nogil, parallel(num_threads=n_threads):
+        scratch = lev_alloc(table.gram_scratch(d))
+        for b in prange(count, schedule="dynamic"):
+            if scratch == NULL:
+                failed += 1
+                continue
+            passes.column_squares(
+                &stored[b * block, 0], factors + b * block if factors != NULL else NULL,
+                min(block, n - b * block), d, d, &out[b, 0], scratch)
+        lev_free(scratch)
+    if failed:
+        raise MemoryError("scratch of column_squares")
+
+
+def add_row_squares(K, const double[::1] weight, double[::1] out, int n_threads):
+    """out[j] += sum_i (weight[i] k_ji)^2 for the rows of K (n, d)."""
+    cdef Py_ssize_t n = K.shape[0], d = K.shape[1], rows_per_task = 1536, t
+    cdef const unsigned char[:, ::1] stored = K.view("u1")
+    cdef const lev_passes *passes = &tiles.passes[<int> _STORED[K.dtype.char]]
+    for t in prange((n + rows_per_task - 1) // rows_per_task, nogil=True, num_threads=n_threads):
+        passes.row_squares(
+            &stored[t * rows_per_task, 0], min(rows_per_task, n - t * rows_per_task), d, d,
+            &weight[0], &out[t * rows_per_task])
 
 
 def whitened_block_grams(

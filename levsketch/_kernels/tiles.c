@@ -40,6 +40,22 @@ INLINE vec spread(double x)
     return x - (vec){0};
 }
 
+/* The sum of the lanes, in a tree: in order it took a quarter of the time of short rows. */
+INLINE double lane_sum(vec v)
+{
+    typedef double two __attribute__((vector_size(16)));
+#if LANES == 8
+    typedef double four __attribute__((vector_size(32)));
+    four h = __builtin_shufflevector(v, v, 0, 1, 2, 3) + __builtin_shufflevector(v, v, 4, 5, 6, 7);
+    two q = __builtin_shufflevector(h, h, 0, 1) + __builtin_shufflevector(h, h, 2, 3);
+#elif LANES == 4
+    two q = __builtin_shufflevector(v, v, 0, 1) + __builtin_shufflevector(v, v, 2, 3);
+#else
+    two q = {v[0], v[1]};
+#endif
+    return q[0] + q[1];
+}
+
 static ptrdiff_t panels(ptrdiff_t d)
 {
     return (d + PANEL - 1) / PANEL;
@@ -161,9 +177,9 @@ const lev_tiles LEV_CAT(lev_tiles, LEV_ISA) = {
     whitened_gram_scratch,
     pack_whitener,
     {
-        [LEV_F64] = {gram_f64, norms_f64, whitened_gram_f64},
-        [LEV_F32] = {gram_f32, norms_f32, whitened_gram_f32},
-        [LEV_F16] = {gram_f16, norms_f16, whitened_gram_f16},
-        [LEV_BF16] = {gram_bf16, norms_bf16, whitened_gram_bf16},
+        [LEV_F64] = {gram_f64, norms_f64, whitened_gram_f64, column_squares_f64, row_squares_f64},
+        [LEV_F32] = {gram_f32, norms_f32, whitened_gram_f32, column_squares_f32, row_squares_f32},
+        [LEV_F16] = {gram_f16, norms_f16, whitened_gram_f16, column_squares_f16, row_squares_f16},
+        [LEV_BF16] = {gram_bf16, norms_bf16, whitened_gram_bf16, column_squares_bf16, row_squares_bf16},
     },
 };

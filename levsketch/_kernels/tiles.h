@@ -28,6 +28,12 @@ typedef struct {
     /* G (c, c) = Gram matrix of the rows k_j W, row j times scale[j] unless scale is NULL */
     void (*whitened_gram)(const void *K, const double *scale, ptrdiff_t n, ptrdiff_t d, ptrdiff_t ld,
                           const double *packed, ptrdiff_t c, int triangular, double *G, double *scratch);
+    /* out (d,) = the diagonal of gram, with scratch as for gram */
+    void (*column_squares)(const void *K, const double *scale, ptrdiff_t n, ptrdiff_t d, ptrdiff_t ld,
+                           double *out, double *scratch);
+    /* out[j] += the sum of (weight_i k_ji)^2, infinite where that is no number */
+    void (*row_squares)(const void *K, ptrdiff_t n, ptrdiff_t d, ptrdiff_t ld, const double *weight,
+                        double *out);
 } lev_passes;
 
 typedef struct {

@@ -96,9 +96,7 @@ INLINE void LEV_CAT(whiten_rows, SUFFIX)(const double *k, ptrdiff_t ld, const do
     if (z_out != NULL)
         return;
     for (int m = 0; m < NORM_ROWS; m++) {
-        double s = 0.0;
-        for (int l = 0; l < LANES; l++)
-            s += total[m][l];
+        double s = lane_sum(total[m]);
         out[m] = s == s ? s : (double)INFINITY; /* inf - inf says nothing: it may be anything */
     }
 }
@@ -162,4 +160,64 @@ static void LEV_CAT(whitened_gram, SUFFIX)(const void *stored, const double *sca
     for (ptrdiff_t i = 0; i < c; i++)
         for (ptrdiff_t j = i; j < c; j++)
             G[i * c + j] = G[j * c + i] = wide[i * width + j];
+}
+
+/* The diagonal of gram, to the bit. */
+static void LEV_CAT(column_squares, SUFFIX)(const void *stored, const double *scale, ptrdiff_t n,
+                                            ptrdiff_t d, ptrdiff_t ld, double *out, double *scratch)
+{
+    const STORED *K = stored;
+    ptrdiff_t np = panels(d);
+    double wide[PANEL];
+    for (ptrdiff_t j = 0; j < np * PANEL; j++)
+        scratch[j] = 0.0;
+    for (ptrdiff_t r0 = 0; r0 < n; r0 += TILE) {
+        ptrdiff_t rows = n - r0 < TILE ? n - r0 : TILE;
+        double *tile = scratch + np * PANEL;
+        for (ptrdiff_t j = 0; j < np * PANEL; j++)
+            tile[j] = 0.0;
+        for (ptrdiff_t r = r0; r < r0 + rows; r++)
+            for (ptrdiff_t p = 0; p < np; p++) {
+                ptrdiff_t first = p * PANEL, w = d - first < PANEL ? d - first : PANEL;
+                const double *factor = scale == NULL ? NULL : scale + r;
+                if (w == PANEL && factor == NULL)
+                    LEV_CAT(pack, SUFFIX)(K + r * ld + first, ld, 1, PANEL, NULL, wide);
+                else
+                    LEV_CAT(pack, SUFFIX)(K + r * ld + first, ld, 1, w, factor, wide);
+                for (int v = 0; v < PANEL; v += LANES)
+                    *(vec *)(tile + first + v) += *(vec *)(wide + v) * *(vec *)(wide + v);
+            }
+        for (ptrdiff_t j = 0; j < np * PANEL; j++)
+            scratch[j] += tile[j];
+    }
+    for (ptrdiff_t j = 0; j < d; j++)
+        out[j] = scratch[j];
+}
+
+/* out[j] += sum of (weight_i k_ji)^2, infinite where that is no number. */
+static void LEV_CAT(row_squares, SUFFIX)(const void *stored, ptrdiff_t n, ptrdiff_t d, ptrdiff_t ld,
+                                         const double *weight, double *out)
+{
+    const STORED *K = stored;
+    ptrdiff_t full = d / PANEL * PANEL;
+    for (ptrdiff_t r = 0; r < n; r++) {
+        const STORED *k = K + r * ld;
+        vec sum[2] = {{0}, {0}};
+        double wide[PANEL], last = 0.0;
+        __builtin_prefetch(ahead_of(k, 16 * ld * (ptrdiff_t)sizeof(STORED)), 0, 3);
+        for (ptrdiff_t i = 0; i < full; i += PANEL) {
+            LEV_CAT(widen, SUFFIX)(k + i, PANEL, wide);
+            for (int v = 0; v < 2; v++) {
+                vec x = *(const vec *)(wide + v * LANES) * *(const vec *)(weight + i + v * LANES);
+                sum[v] += x * x;
+            }
+        }
+        LEV_CAT(widen, SUFFIX)(k + full, d - full, wide);
+        for (ptrdiff_t i = 0; i < d - full; i++) {
+            double x = wide[i] * weight[full + i];
+            last += x * x;
+        }
+        double s = out[r] + (lane_sum(sum[0] + sum[1]) + last);
+        out[r] = s == s ? s : (double)INFINITY;
+    }
 }

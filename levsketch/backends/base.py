@@ -36,6 +36,12 @@ class Backend:
         rows = K if scale is None else self._wide(K) * scale[:, None]
         return xp.stack([B.T @ B for B in self._wide_blocks(rows, block)])
 
+    def column_squares(self, K: Any, block: int, scale: Any = None) -> Any:
+        """Return the diagonals (ceil(n / block), d) of ``block_grams``."""
+        grams = self.block_grams(K, block, scale)
+        xp = array_namespace(grams)
+        return xp.stack([xp.linalg.diagonal(grams[b, ...]) for b in range(grams.shape[0])])
+
     def whitened_row_norms(self, K: Any, W: Any, *, triangular: bool = False) -> Any:
         """Return ``||k_j W||^2`` for every row, shape (n,); ``W`` is (d, c).
 

@@ -171,6 +171,25 @@ class CpuBackend(Backend):
             )
         return out
 
+    def column_squares(self, K: Rows, block: int, scale: FloatArray | None = None) -> FloatArray:
+        """Return the diagonals (ceil(n / block), d) of ``block_grams``, to the bit."""
+        if isinstance(K, CsrRows):
+            return super().column_squares(K, block, scale)
+        n, d = K.shape
+        out = np.empty((-(-n // block), d))
+        factors = np.empty(0) if scale is None else np.ascontiguousarray(scale)
+        blocks.column_squares(_stored(K), factors, block, out, thread_count(n * d))
+        return out
+
+    def screened_row_norms(self, K: Rows, M: FloatArray, rest: FloatArray) -> FloatArray:
+        """Return ``||k_j M||^2 + sum_i (rest_i k_ji)^2`` for every row."""
+        out = self.whitened_row_norms(K, M)
+        if isinstance(K, CsrRows):
+            return out + K.row_squares(rest)
+        if len(K):
+            blocks.add_row_squares(_stored(K), rest, out, thread_count(K.shape[0] * K.shape[1]))
+        return out
+
     def whitened_block_grams(
         self,
         K: Rows,

@@ -146,6 +146,12 @@ class CsrRows(StoredRows):
         values[others], columns[others] = self._own(self.values), self._own(self.columns) + 1
         return CsrRows(values, columns, start, self.shape[1] + 1)
 
+    def row_squares(self, weights: FloatArray) -> FloatArray:
+        """Return the sum of (weight_i k_ji)^2 (n,) over each row; infinite where infinite."""
+        with np.errstate(over="ignore", under="ignore"):
+            squares = (self._own(self.values) * weights[self._own(self.columns)]) ** 2
+        return np.bincount(self._row_numbers(), weights=squares, minlength=len(self))
+
     def with_zeros(self) -> CsrRows:
         """Return the rows with a column of zeros before them."""
         return CsrRows(self.values, self.columns + 1, self.start, self.shape[1] + 1)

@@ -58,7 +58,8 @@ class StoredRows:
 
     def with_ones(self) -> Any:
         """Return the rows with a column of ones before them, in this form or as an array."""
-        return np.concatenate([np.ones((len(self), 1)), self.widened()], axis=1)
+        ones = np.ones((len(self), 1), self.dtype)
+        return np.concatenate([ones, np.asarray(self, self.dtype)], axis=1)
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> Any:
         """Return ``widened()``, in ``dtype`` if one is named."""
@@ -102,7 +103,11 @@ class Bfloat16Rows(StoredRows):
 
     def widened(self) -> FloatArray:
         """Return the float64 array of all these rows, exactly."""
+        return np.asarray(self, np.float64)
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> Any:
+        """Return the rows in ``dtype``, by way of float32, in float64 if none is named."""
         wide = self.bits.astype(np.uint32)
         wide <<= 16
         with np.errstate(invalid="ignore"):  # of a signalling NaN: whoever looks will find it
-            return wide.view(np.float32).astype(np.float64)
+            return wide.view(np.float32).astype(np.float64 if dtype is None else dtype, copy=False)

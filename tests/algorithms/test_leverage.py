@@ -1,5 +1,8 @@
 """leverage_scores: the numbers themselves, and what theory says about them."""
 
+import tracemalloc
+
+import ml_dtypes
 import numpy as np
 import oracles
 import pytest
@@ -243,3 +246,45 @@ def test_keys_wider_than_a_block_are_scored():
         reference = np.square(np.linalg.qr(K)[0]).sum(axis=1)
     close(scores, reference, 1e-10)
     assert scores.sum() == pytest.approx(520, abs=1e-7)
+
+
+HALVES = [np.float16, ml_dtypes.bfloat16]
+
+
+@pytest.mark.parametrize("dtype", HALVES)
+@pytest.mark.parametrize("kind", [gaussian, low_rank, zero_rows, heavy_tails])
+@pytest.mark.parametrize("close", [False, True])
+@pytest.mark.parametrize("params", [{}, {"intercept": True}, {"ridge": 2.0}])
+def test_half_precision_keys_have_the_scores_of_their_double_copy(kind, close, dtype, params):
+    K = make(kind, 3, 5000, 6).K
+    K = (K / np.abs(K).max() * 6e4).astype(dtype)  # the square of one overflows float16
+    if close:  # condition number 1e10
+        K[:, 1] = K[:, 0]
+        K[500, :2] = [0.0, 2.0**-14]
+    with quiet():
+        found = leverage_scores(K, **params)
+        expected = leverage_scores(K.astype(np.float64), **params)
+    assert found.dtype == np.float32
+    np.testing.assert_array_equal(found, expected.astype(np.float32))
+
+
+@pytest.mark.parametrize("dtype", HALVES)
+def test_stacks_of_half_precision_keys_may_be_laid_out_in_any_way(dtype):
+    K = np.random.default_rng(0).standard_normal((2, 3000, 3, 5)).astype(dtype)
+    for stack in (K.swapaxes(1, 2), K.swapaxes(1, 2)[:, ::-1, 1::2], K[:, :40].T):
+        with quiet():
+            found = leverage_scores(stack)
+            expected = leverage_scores(np.ascontiguousarray(stack).astype(np.float32))
+        np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize("params", [{}, {"intercept": True}])
+@pytest.mark.parametrize("dtype", HALVES)
+def test_half_precision_keys_are_never_copied_whole(dtype, params):
+    K = np.random.default_rng(0).standard_normal((200_000, 64)).astype(dtype)
+    tracemalloc.start()
+    leverage_scores(K, **params)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    whole = 4 * K.size
+    assert peak < (whole if params else whole / 3)  # a column of ones makes copies of parts

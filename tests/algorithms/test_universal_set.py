@@ -2,6 +2,7 @@
 
 import itertools
 
+import ml_dtypes
 import numpy as np
 import oracles
 import pytest
@@ -85,3 +86,13 @@ def test_hopeless_keys_are_warned_of_and_the_lone_one_kept():
 def test_eps_may_be_any_real_number(eps):
     K = make(gaussian, 0, 200, 2).K
     assert masks(K, eps).tolist() == masks(K, float(eps)).tolist()
+
+
+@pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16])
+@pytest.mark.parametrize("p", [2, 4])
+def test_half_precision_keys_have_the_set_of_their_double_copy(dtype, p):
+    K = np.random.default_rng(0).standard_t(2, (2, 4000, 5)).clip(-200, 200).astype(dtype)
+    with quiet():
+        found, expected = universal_set(K, 0.01, p), universal_set(K.astype(np.float64), 0.01, p)
+    assert found.any()
+    np.testing.assert_array_equal(found, expected)

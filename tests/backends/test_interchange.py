@@ -17,7 +17,13 @@ from levsketch import (
     leverage_scores,
     universal_set,
 )
-from levsketch.backends.interchange import is_foreign, like, result_dtype, to_numpy
+from levsketch.backends.interchange import (
+    is_foreign,
+    like,
+    result_dtype,
+    stored_rows,
+    to_numpy,
+)
 
 K = make(gaussian, 0, 400, 3).K
 
@@ -102,6 +108,25 @@ def test_bfloat16_arrays_are_exact_in_single_precision():
     np.testing.assert_array_equal(selector.transform(X), expected.transform(X.astype(np.float32)))
     np.testing.assert_array_equal(leverage_scores(X), leverage_scores(X.astype(np.float32)))
     assert selector.keys_.dtype == np.float32
+
+
+def test_bfloat16_arrays_are_read_where_they_lie():
+    X = K.astype(ml_dtypes.bfloat16)
+    for part in (X, X[::2, 1:], X.T, X.reshape(2, 200, 3)):
+        rows = stored_rows(part)
+        assert np.shares_memory(rows.bits, X)
+        np.testing.assert_array_equal(np.asarray(rows), part.astype(np.float64))
+    for other in (K, K.astype(np.float16), K.tolist(), X.tolist(), X[0, 0], None, "x"):
+        assert stored_rows(other) is None
+    for name, convert in OTHERS.items():
+        assert stored_rows(convert(K)) is None
+        if name == "torch":
+            import torch
+
+            tensor = convert(K).to(torch.bfloat16).requires_grad_(True)
+            rows = stored_rows(tensor[5:].T)
+            assert rows.bits.__array_interface__["data"][0] == tensor[5:].data_ptr()
+            np.testing.assert_array_equal(np.asarray(rows), X[5:].T.astype(np.float64))
 
 
 @pytest.mark.parametrize("dtype", [ml_dtypes.float8_e4m3fn, ml_dtypes.int4])

@@ -101,7 +101,7 @@ def test_values_that_are_not_finite_are_found_in_every_type(new, dtype):
     unchanged(selector, lambda: selector.partial_fit(bad), ValueError, "NaN.* row 2499, column 1")
 
 
-@pytest.mark.parametrize("dtype", [np.float16, np.float32, ">f8"])
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, ">f8", ml_dtypes.bfloat16])
 def test_functions_find_values_that_are_not_finite_in_every_type(dtype):
     bad = spoilt(np.nan, 2499).astype(dtype)
     for function in (leverage_scores, lambda X: universal_set(X, 0.05)):
