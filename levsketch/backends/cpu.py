@@ -174,7 +174,7 @@ class CpuBackend(Backend):
     def column_squares(self, K: Rows, block: int, scale: FloatArray | None = None) -> FloatArray:
         """Return the diagonals (ceil(n / block), d) of ``block_grams``, to the bit."""
         if isinstance(K, CsrRows):
-            return super().column_squares(K, block, scale)
+            return np.asarray(super().column_squares(K, block, scale))
         n, d = K.shape
         out = np.empty((-(-n // block), d))
         factors = np.empty(0) if scale is None else np.ascontiguousarray(scale)

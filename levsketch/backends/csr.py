@@ -150,7 +150,8 @@ class CsrRows(StoredRows):
         """Return the sum of (weight_i k_ji)^2 (n,) over each row; infinite where infinite."""
         with np.errstate(over="ignore", under="ignore"):
             squares = (self._own(self.values) * weights[self._own(self.columns)]) ** 2
-        return np.bincount(self._row_numbers(), weights=squares, minlength=len(self))
+        found = np.bincount(self._row_numbers(), weights=squares, minlength=len(self))
+        return np.asarray(found, np.float64)
 
     def with_zeros(self) -> CsrRows:
         """Return the rows with a column of zeros before them."""

@@ -34,6 +34,8 @@ from .rank import RowSpace
 _SMALLEST_BLOCK = 1024
 # Gram matrices of one batch of blocks: at most this many doubles at a time.
 _GRAM_DOUBLES = 1 << 18
+# A Gram matrix this many times beyond its budget is not tried.
+_FAR = 16.0
 
 
 def block_size(d: int) -> int:
@@ -131,9 +133,16 @@ class StreamFactor:
         """
         block = self.block_rows
         count = len(rows) // block
+        grams = np.empty((0, self.d, self.d))
         with np.errstate(over="ignore", invalid="ignore"):
-            grams = np.asarray(backend.block_grams(rows, block, scale))
-        diagonals = np.ascontiguousarray(np.diagonal(grams, axis1=1, axis2=2))
+            tried = True
+            if prefix is not None and self._hopeless(prefix):  # then look at the squares alone
+                diagonals = np.asarray(backend.column_squares(rows, block, scale))
+                growth = prefix.gram_growth(diagonals, block)
+                tried = bool((self.gram_error + growth <= GRAM_BUDGET).any())
+            if tried:
+                grams = np.asarray(backend.block_grams(rows, block, scale))
+                diagonals = np.ascontiguousarray(np.diagonal(grams, axis1=1, axis2=2))
         in_range = self._check_range(rows, diagonals, block, first_row)
         if prefix is None:
             prefix = self._own_prefix(grams[0], block) if in_range[0] else None
@@ -294,6 +303,15 @@ class StreamFactor:
             # a zero on the diagonal is exact if the column is zero, else an underflow
             good[b] |= ~part.any(axis=0)
         return np.asarray(good.all(axis=1))
+
+    def _hopeless(self, prefix: Whitening) -> bool:
+        """Whether Gram matrices of blocks like those before would be far beyond their budget."""
+        seen = max(self.n_blocks, 1)
+        squares = np.ldexp(
+            np.linalg.norm(prefix.factor.R, axis=0) ** 2, 2 * prefix.factor.exponents
+        )
+        growth = float(prefix.gram_growth(squares[None] / seen, self.block_rows)[0])
+        return _FAR * GRAM_BUDGET < growth < np.inf
 
     def _own_prefix(self, gram: FloatArray, block: int) -> Whitening | None:
         """Return the whitening of the first block by its own Gram matrix, if that is proved."""
