@@ -5,7 +5,9 @@ import oracles
 import pytest
 from strategies import ill_conditioned
 
+import levsketch.streaming.factor as stream_factor
 import levsketch.streaming.leaves as leaves
+from levsketch import LeverageKeySelector
 from levsketch.algorithms.leverage import whitening_of
 from levsketch.backends import Backend, CpuBackend
 from levsketch.linalg import Factor, gram_roundoff, qr_roundoff
@@ -180,3 +182,28 @@ def test_keys_of_rising_condition_stay_certified():
     found = whitening_of(CPU, lone)
     true, slack = oracles.leverage(lone), oracles.slack(lone)
     assert (true * (1 - slack) <= found.upper_bounds(found.scores(CPU, lone))).all()
+
+
+def test_whether_gram_matrices_were_tried_in_vain_does_not_show(monkeypatch):
+    # alike, ever worse, and ever better: the guess by the rows before is right, and wrong
+    d = 6
+    alike = blocks_like(1e10, d, 12)
+    block = block_size(d)
+    fading = np.concatenate([alike, np.random.default_rng(1).standard_normal((6 * block, d))])
+    multiplied, block_grams = [], CpuBackend.block_grams
+
+    def counting(self, K, *args):
+        multiplied.append(len(K))
+        return block_grams(self, K, *args)
+
+    monkeypatch.setattr(CpuBackend, "block_grams", counting)
+    for K, spared in ((alike, 10), (fading, 6), (fading[::-1].copy(), 0)):
+        saved, counts = [], []
+        for far in (0.0, 16.0, np.inf):
+            monkeypatch.setattr(stream_factor, "_FAR", far)
+            multiplied.clear()
+            saved.append(LeverageKeySelector(eps=0.05).fit(K).to_bytes())
+            counts.append(sum(multiplied))
+        assert saved[0] == saved[1] == saved[2]
+        assert counts[2] >= len(K) // block * block
+        assert counts[0] <= counts[1] <= counts[2] - spared * block
