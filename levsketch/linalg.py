@@ -287,6 +287,7 @@ def whiten(
     *,
     gram_diagonal: FloatArray | None = None,
     gram_error: float = 0.0,
+    gram_shift: float = 0.0,
 ) -> Whitening:
     """Return the whitening of a factor, with its rank and relative error bound.
 
@@ -298,6 +299,8 @@ def whiten(
         Called only when float64 cannot prove full rank on the nonzero columns.
     gram_diagonal, gram_error : (d,) array and float
         Diagonal of, and relative error in, the part that came as a Gram matrix.
+    gram_shift : float
+        The share of its diagonal that was added to it, so that it had a Cholesky factor.
 
     Notes
     -----
@@ -322,6 +325,7 @@ def whiten(
         roundoff=roundoff,
         gram_diagonal=None if gram_diagonal is None else gram_diagonal[active],
         gram_error=gram_error,
+        gram_shift=gram_shift,
     )
     W, rank, triangular = _triangular_inverse(unit), count, True
     error = bound(W)
@@ -346,6 +350,7 @@ def _error_bound(
     roundoff: float,
     gram_diagonal: FloatArray | None,
     gram_error: float,
+    gram_shift: float,
 ) -> float:
     with np.errstate(over="ignore", invalid="ignore"):
         # the floor is what the additions in k W may round, however few directions W has
@@ -354,7 +359,7 @@ def _error_bound(
         if gram_diagonal is not None:
             # the Cholesky factorisation of the Gram part rounds once more
             share = np.sum((W * (np.sqrt(gram_diagonal) / norms)[:, None]) ** 2)
-            error += gram_roundoff(0, d) * d * float(share)
+            error += (gram_roundoff(0, d) * d + gram_shift) * float(share)
     return error if np.isfinite(error) else np.inf
 
 

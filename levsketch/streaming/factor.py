@@ -23,6 +23,7 @@ from levsketch.linalg import (
     diagonal_factor,
     factor_blocks,
     gram_factor,
+    gram_roundoff,
     stack_factors,
     whiten,
 )
@@ -253,12 +254,16 @@ class StreamFactor:
         """
         parts: list[Factor] = []
         diagonal, error = None, self.gram_error + float(np.sqrt(self.product_error))
+        shift = 0.0
         if self.grams:
             total = self.grams[0][1]
             for _, G in self.grams[1:]:
                 total = total + G
             total = total + np.diag(self.ridge)
             gram = gram_factor(total)
+            if gram is None:  # singular up to rounding: R factors may hold the other directions
+                shift = 2.0 * gram_roundoff(self.block_rows, self.d) * self.d
+                gram = gram_factor(total + np.diag(shift * np.diagonal(total)))
             if gram is None:  # cannot happen within the budget; then nothing is certified
                 error = np.inf
                 values, vectors = np.linalg.eigh(total)
@@ -285,7 +290,11 @@ class StreamFactor:
             return space.rank
 
         found = whiten(
-            stack_factors(backend, parts), exact_rank, gram_diagonal=diagonal, gram_error=error
+            stack_factors(backend, parts),
+            exact_rank,
+            gram_diagonal=diagonal,
+            gram_error=error,
+            gram_shift=shift,
         )
         if space is None:  # full rank on its columns was proved without it
             space = RowSpace.coordinates(found.active)

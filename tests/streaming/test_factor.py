@@ -187,3 +187,23 @@ def test_gram_matrices_that_leave_the_range_of_squares_become_r_factors():
     assert len(near.grams) == len(factor.grams)
     again = near.column_times(np.array([90, 0, -90]))
     assert all((a == b).all() for (_, a), (_, b) in zip(again.grams, factor.grams, strict=True))
+
+
+def test_gram_matrices_that_are_singular_without_the_r_factors_certify():
+    # pairs of equal columns in all blocks but the second, which leaves an R factor: the Gram
+    # matrix of the third has a pivot of exactly zero
+    K = np.random.default_rng(0).choice([-1.0, 1.0], (3 * 1024, 3))
+    K[:1024, 1], K[2048:, 1] = K[:1024, 0], K[2048:, 0]
+    found = whitening_of(CPU, K)
+    assert found.error < 1e-9
+    np.testing.assert_allclose(found.scores(CPU, K), oracles.leverage(K), rtol=found.error * 4)
+    streamed = of(K)
+    assert [level for level, _ in streamed.grams] == [0]
+    assert streamed.whitening(CPU)[0].error < 1e-9
+    # and where rounding alone decides whether there is a factor
+    for seed in range(20):
+        K = np.random.default_rng(seed).standard_normal((3 * 1024, 5))
+        K[:1024, 1:3], K[2048:, 1:3] = K[:1024, :1], K[2048:, 3:4]
+        found = whitening_of(CPU, K)
+        assert found.error < 1e-9
+        np.testing.assert_allclose(found.scores(CPU, K), oracles.leverage(K), rtol=found.error * 4)
