@@ -14,7 +14,7 @@ from levsketch.streaming.factor import block_size
 class Kernels(OneThread):
     """Gram blocks, R factors and whitened norms of keys of either width."""
 
-    params = (((65_536, 16), (16_384, 64), (8192, 128)), ("float32", "float64"))
+    params = (((65_536, 16), (16_384, 64), (8192, 128)), ("float16", "float32", "float64"))
     param_names = ("shape", "dtype")
 
     def setup(self, shape, dtype):

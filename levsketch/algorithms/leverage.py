@@ -41,7 +41,8 @@ def leverage_scores(K: ArrayLike, *, ridge: float = 0.0, intercept: bool = False
     Parameters
     ----------
     K : array (..., n, d), or scipy.sparse (n, d)
-        Rows; leading axes are independent problems (batch, heads).
+        Rows; leading axes are independent problems (batch, heads). float16, bfloat16,
+        float32 and float64 are read as they are, other types converted by blocks.
     ridge : float >= 0
         Added to the diagonal of ``K^T K`` (units of K squared), not on the intercept.
     intercept : bool

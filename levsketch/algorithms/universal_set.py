@@ -40,7 +40,8 @@ def universal_set(
     Parameters
     ----------
     K : array (..., n, d), or scipy.sparse (n, d) for p = 2
-        Keys; leading axes are independent problems (batch, heads).
+        Keys; leading axes are independent problems (batch, heads). float16, float32,
+        float64 and, for p = 2, bfloat16 are read as they are.
     eps : float in (0, 1]
         Threshold on the scores.
     p : float > 0

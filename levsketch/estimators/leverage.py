@@ -93,9 +93,10 @@ class LeverageKeySelector(KeySelector):
     O(d^2 + d (d / eps + block)) for any n (one d x d matrix for each binary digit of the
     number of blocks): a row is dropped for good once its score
     in a prefix is below eps, which is exact because scores never rise when rows are
-    appended. Any batching of the rows, and any number of threads, leave the same
-    bytes of state. A key is kept when its computed score is within the error bound
-    of eps: none is missed, at the price of rare extra ones.
+    appended. float16 and bfloat16 keys are read as they are, two bytes a number. Any
+    batching of the rows, and any number of threads, leave the same bytes of state. A key
+    is kept when its computed score is within the error bound of eps: none is missed, at the
+    price of rare extra ones.
 
     Keys and queries may be scipy.sparse (CSR; other formats are converted to it). They are made
     dense a block at a time, if at all: where Gram matrices are certified a key with k nonzeros

@@ -20,8 +20,9 @@ from levsketch.linalg import QR_COHERENT, QR_CONSTANT, UNIT_ROUNDOFF, Whitening
 # Directions at either end that are tried; kernels compute as many at once for the price of one.
 # More than an eighth of the columns would cost half as much as the score itself.
 _DIRECTIONS, _SHARE = (0, 16, 32), 8
-# The mean bound is at most this share of the threshold: else too many rows pass.
-_USEFUL = 0.5
+# The mean bound is at most this share of the threshold, without directions and with them: else
+# too many rows pass.
+_USEFUL = (0.95, 0.7)
 # Of power and subspace iterations; what they leave is in the bound, which is proved.
 _ITERATIONS = 8
 # Directions that are taken out leave this many times what they should: room for their errors.
@@ -63,13 +64,14 @@ def screen_for(prefix: Whitening, threshold: float, rows_seen: int) -> Screen | 
         return None
     mean_score = prefix.rank / max(rows_seen, 1)
     for count in _DIRECTIONS:
-        if count * _SHARE > prefix.rank or mean_score > _USEFUL * threshold:
+        useful = _USEFUL[count > 0] * threshold
+        if count * _SHARE > prefix.rank or mean_score > useful:
             return None
         known = _SCREENS.setdefault(prefix, {})
         if count not in known:
             known[count] = _screen(prefix, count)
         found = known[count]
-        if found is not None and found.mean * mean_score <= _USEFUL * threshold:
+        if found is not None and found.mean * mean_score <= useful:
             return found
     return None
 
