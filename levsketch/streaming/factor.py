@@ -315,12 +315,9 @@ class StreamFactor:
 
     def _hopeless(self, prefix: Whitening) -> bool:
         """Whether Gram matrices of blocks like those before would be far beyond their budget."""
-        seen = max(self.n_blocks, 1)
-        squares = np.ldexp(
-            np.linalg.norm(prefix.factor.R, axis=0) ** 2, 2 * prefix.factor.exponents
-        )
-        growth = float(prefix.gram_growth(squares[None] / seen, self.block_rows)[0])
-        return _FAR * GRAM_BUDGET < growth < np.inf
+        # what `Whitening.gram_growth` says of all rows of the prefix, shared out among blocks
+        growth = gram_roundoff(self.block_rows, self.d) * self.d * prefix.condition**2
+        return growth > _FAR * GRAM_BUDGET * max(self.n_blocks, 1)
 
     def _own_prefix(self, gram: FloatArray, block: int) -> Whitening | None:
         """Return the whitening of the first block by its own Gram matrix, if that is proved."""
