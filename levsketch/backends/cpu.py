@@ -22,8 +22,8 @@ from .base import Backend
 from .csr import CsrRows
 from .stored import Bfloat16Rows, StoredRows
 
-# Below this many multiplications, a quarter of a millisecond, a parallel region may cost more than it
-# saves: where other processes hold a core, its threads wait for a time slice.
+# Below this many multiplications, a quarter of a millisecond, a parallel region may cost more than
+# it saves: where other processes hold a core, its threads wait for a time slice.
 _SERIAL_WORK = 1 << 24
 _forked = False
 
