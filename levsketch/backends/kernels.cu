@@ -90,6 +90,7 @@ __device__ __forceinline__ void multiply_add(double (&c)[4], const double (&a)[4
 // wide: 1 where info is set or share > limit. Heads with selected[h] == 0 are left alone.
 
 #define WARPS 16
+#define LEAST_PIVOT 0x1p-100  // of a diagonal from 1/4 to 1: rounding alone leaves more
 
 __device__ __forceinline__ double warp_sum(double x) {
 #pragma unroll
@@ -97,30 +98,29 @@ __device__ __forceinline__ double warp_sum(double x) {
   return x;
 }
 
-__device__ void eliminate_block(double *S, int pitch, int k0, const double *diagonal,
-                                int *failed, double *smallest) {
+// 1 / sqrt(x) to an ulp or two for x from 2^-100 to 1: one cubic step from float32.
+__device__ __forceinline__ double inverse_root(double x) {
+  const double y = (double)rsqrtf((float)x), e = fma(-x * y, y, 1.0);
+  return fma(y * e, fma(0.375, e, 0.5), y);
+}
+
+__device__ void eliminate_block(double *S, int pitch, int k0, double *pivots) {
   const int lane = threadIdx.x & 31, column = lane & 15;
-  double v[16], least = 1e300;
-  int bad = 0;
+  double v[16];
 #pragma unroll
   for (int i = 0; i < 16; ++i)
     v[i] = lane < 16 ? S[(k0 + i) * pitch + k0 + column] : (i == column ? 1.0 : 0.0);
 #pragma unroll
   for (int k = 0; k < 16; ++k) {
     const double pivot = __shfl_sync(0xffffffffu, v[k], k);
-    if (!(pivot > 0.0 && pivot < 1e300) && !bad) bad = k0 + k + 1;
-    least = fmin(least, pivot / diagonal[k0 + k]);
-    v[k] *= rsqrt(pivot);
+    if (lane == k) pivots[k0 + k] = pivot;
+    v[k] *= inverse_root(pivot);
 #pragma unroll
     for (int i = k + 1; i < 16; ++i) v[i] -= __shfl_sync(0xffffffffu, v[k], i) * v[k];
   }
   if (lane >= 16) {
 #pragma unroll
     for (int i = 0; i < 16; ++i) S[(k0 + i) * pitch + k0 + column] = v[i];
-  }
-  if (lane == 0) {
-    if (bad && !*failed) *failed = bad;
-    *smallest = fmin(*smallest, least);
   }
 }
 
@@ -133,12 +133,11 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, 1)
   const int blocks = (d + 15) / 16, width = 16 * blocks, pitch = width + 4;
   extern __shared__ double S[];
   double *diagonal = S + width * pitch, *down = diagonal + width, *sums = down + width;
+  double *pivots = sums + 2 * width;
   __shared__ int failed;
-  __shared__ double smallest;
   G += (size_t)head * d * d;
   W += (size_t)head * d * d;
 
-  if (tid == 0) failed = 0, smallest = 1e300;
   for (int j = tid; j < width; j += 32 * WARPS) {
     const double square = j < d ? G[(size_t)j * d + j] : 1.0;
     int e = 0;
@@ -147,17 +146,27 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, 1)
     diagonal[j] = square * down[j] * down[j];
   }
   __syncthreads();
-  for (int i = warp; i < width; i += WARPS)
-    for (int j = lane; j < width; j += 32) {
-      double x = 0.0;
-      if (i < d && j < d && j >= i) x = G[(size_t)i * d + j] * down[i] * down[j];
-      S[i * pitch + j] = i >= d && i == j ? 1.0 : x;
+#pragma unroll
+  for (int quarter = 0; quarter < 4; ++quarter) {
+    const int j = 32 * quarter + lane;
+    double x[128 / WARPS];
+#pragma unroll
+    for (int r = 0; r < 128 / WARPS; ++r) {
+      const int i = warp + WARPS * r;
+      x[r] = i < d && j < d && j >= i ? G[(size_t)i * d + j] : 0.0;
     }
+#pragma unroll
+    for (int r = 0; r < 128 / WARPS; ++r) {
+      const int i = warp + WARPS * r;
+      if (i < width && j < width)
+        S[i * pitch + j] = i >= d && i == j ? 1.0 : x[r] * down[i] * down[j];
+    }
+  }
   __syncthreads();
 
   for (int block = 0; block < blocks; ++block) {
     const int k0 = 16 * block;
-    if (warp == 0) eliminate_block(S, pitch, k0, diagonal, &failed, &smallest);
+    if (warp == 0) eliminate_block(S, pitch, k0, pivots);
     __syncthreads();
     // block row: R right of the diagonal, X left of it
     for (int tile = warp; tile < 2 * blocks; tile += WARPS) {
@@ -197,6 +206,20 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, 1)
     __syncthreads();
   }
 
+  double least = 1e300;
+  int bad = width + 1;
+  if (warp == 0) {
+    for (int j = lane; j < d; j += 32) {
+      if (!(pivots[j] > LEAST_PIVOT && pivots[j] < 1e300)) bad = min(bad, j + 1);
+      least = fmin(least, pivots[j] / diagonal[j]);
+    }
+#pragma unroll
+    for (int step = 16; step; step >>= 1) {
+      bad = min(bad, __shfl_xor_sync(0xffffffffu, bad, step));
+      least = fmin(least, __shfl_xor_sync(0xffffffffu, least, step));
+    }
+    if (lane == 0) failed = bad <= d ? bad : 0;
+  }
   for (int b = warp; b < d; b += WARPS) {
     double share = 0.0, spread = 0.0;
     for (int a = lane; a <= b; a += 32) {
@@ -207,11 +230,11 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, 1)
     share = warp_sum(share), spread = warp_sum(spread);
     if (lane == 0) sums[b] = share, sums[width + b] = spread * spread;
   }
+  __syncthreads();
   const double nothing = failed ? nan("") : 0.0;
   for (int a = warp; a < d; a += WARPS)
     for (int b = lane; b < d; b += 32)
       W[(size_t)a * d + b] = (b >= a ? S[b * pitch + a] * down[a] : 0.0) + nothing;
-  __syncthreads();
   if (warp == 0) {
     double share = 0.0, spread = 0.0;
     for (int b = lane; b < d; b += 32) share += sums[b], spread += sums[width + b];
@@ -222,7 +245,7 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, 1)
       stats[4 * head] = share;
       stats[4 * head + 1] = spread;
       stats[4 * head + 2] = sqrt(share);
-      stats[4 * head + 3] = smallest;
+      stats[4 * head + 3] = least;
       if (wide) wide[head] = failed || !(share <= limit);
     }
   }
@@ -339,14 +362,20 @@ extern "C" __global__ void __launch_bounds__(256)
 }
 
 // In float64. Rows are widened (and weighted) on their way to shared memory.
+#ifndef WIDE_ROWS
 #define WIDE_ROWS 16
+#endif
+#ifndef WIDE_CTAS
+#define WIDE_CTAS 2
+#endif
+#define QUADS (WIDE_ROWS / 8)
 #define WIDE_PITCH (DP + 4)  // rows 4 apart in banks: fragments are read without conflicts
 
-extern "C" __global__ void __launch_bounds__(GRAM_THREADS, 2)
+extern "C" __global__ void __launch_bounds__(GRAM_THREADS, WIDE_CTAS)
     gram_wide(const stored_t *K, index_t head_stride, index_t row_stride, index_t n, int d,
               int aligned, const double *scale, index_t block, int blocks, int splits,
               const int *selected, double *partial) {
-  __shared__ double S[2][WIDE_ROWS * WIDE_PITCH];
+  extern __shared__ double shared_wide_gram[];
   const int tid = threadIdx.x, warp = tid >> 5, lane = tid & 31, g = lane >> 2, t = lane & 3;
   const Span span = span_of(n, block, blocks, splits, WIDE_ROWS);
   if (selected && !selected[span.head]) return;
@@ -357,13 +386,13 @@ extern "C" __global__ void __launch_bounds__(GRAM_THREADS, 2)
 #pragma unroll
   for (int i = 0; i < TILES; ++i) c[i][0] = c[i][1] = c[i][2] = c[i][3] = 0.0;
 
-  // a thread carries two quads of each chunk, eight rows apart
+  // a thread carries some quads of each chunk, eight rows apart
   const int quad_row = tid / (DP / 4), quad_col = 4 * (tid % (DP / 4));
-  Quad held[2];
-  double weight[2] = {1.0, 1.0};
+  Quad held[QUADS];
+  double weight[QUADS];
   auto fetch = [&](int chunk) {
 #pragma unroll
-    for (int i = 0; i < 2; ++i) {
+    for (int i = 0; i < QUADS; ++i) {
       const index_t row = span.first + (index_t)chunk * WIDE_ROWS + quad_row + 8 * i;
       const bool there = row < span.end;
       held[i] = load_quad(K + row * row_stride + quad_col, there ? d - quad_col : 0, aligned);
@@ -372,8 +401,8 @@ extern "C" __global__ void __launch_bounds__(GRAM_THREADS, 2)
   };
   auto put = [&](int stage) {
 #pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      double2 *to = (double2 *)&S[stage][(quad_row + 8 * i) * WIDE_PITCH + quad_col];
+    for (int i = 0; i < QUADS; ++i) {
+      double2 *to = (double2 *)&shared_wide_gram[(stage * WIDE_ROWS + quad_row + 8 * i) * WIDE_PITCH + quad_col];
       double x[4];
 #pragma unroll
       for (int j = 0; j < 4; ++j) x[j] = widen(held[i].v[j]);
@@ -392,7 +421,7 @@ extern "C" __global__ void __launch_bounds__(GRAM_THREADS, 2)
   __syncthreads();
   for (int chunk = 0; chunk < span.count; ++chunk) {
     if (chunk + 1 < span.count) fetch(chunk + 1);
-    const double *stage = S[chunk & 1];
+    const double *stage = shared_wide_gram + (chunk & 1) * WIDE_ROWS * WIDE_PITCH;
 #pragma unroll
     for (int k = 0; k < WIDE_ROWS; k += 8) {
       const double *line = stage + (k + t) * WIDE_PITCH + g;
@@ -608,29 +637,28 @@ extern "C" __global__ void __launch_bounds__(GRAM_THREADS, DP == 128 ? 2 : 5)
     __syncthreads();
     fetch(chunk + STAGES - 1);
     const unsigned stage = chunk % STAGES * STAGE_BYTES;
-    float c[TILES][4];
+    unsigned a[CHUNK / 16][4];
+    // tile by tile, so that the sums of one overlap the products of the next
 #pragma unroll
-    for (int i = 0; i < TILES; ++i) c[i][0] = c[i][1] = c[i][2] = c[i][3] = 0.0f;
+    for (int i = 0; i < TILES; ++i) {
+      if (i == 0 || i == part.split) {
+        const unsigned at =
+            line_a + stage + (((unsigned)(i ? part.row1 : part.row0) << 5 | group_a) ^ turn);
 #pragma unroll
-    for (int k = 0; k < CHUNK; k += 32) {
-      unsigned a0[4], a1[4], b[4];
-#pragma unroll
-      for (int i = 0; i < TILES; ++i) {
-        if (i == 0 || i == part.split) {
-          const unsigned at = line_a + stage + k * DP * 2 +
-                              (((unsigned)(i ? part.row1 : part.row0) << 5 | group_a) ^ turn);
-          load_transposed(a0, at);
-          load_transposed(a1, at + 16 * DP * 2);
-        }
-        load_transposed(b, line_b + stage + k * DP * 2 + ((unsigned)part.col(i) << 4 ^ turn));
-        multiply_add(c[i], a0, b[0], b[1]);
-        multiply_add(c[i], a1, b[2], b[3]);
+        for (int k = 0; k < CHUNK / 16; ++k) load_transposed(a[k], at + 16 * k * DP * 2);
       }
+      const unsigned at = line_b + stage + ((unsigned)part.col(i) << 4 ^ turn);
+      float c[4] = {0.0f, 0.0f, 0.0f, 0.0f};
+#pragma unroll
+      for (int k = 0; k < CHUNK / 16; k += 2) {
+        unsigned b[4];
+        load_transposed(b, at + 16 * k * DP * 2);
+        multiply_add(c, a[k], b[0], b[1]);
+        multiply_add(c, a[k + 1], b[2], b[3]);
+      }
+#pragma unroll
+      for (int j = 0; j < 4; ++j) sum[i][j] += (double)c[j];
     }
-#pragma unroll
-    for (int i = 0; i < TILES; ++i)
-#pragma unroll
-      for (int j = 0; j < 4; ++j) sum[i][j] += (double)c[i][j];
   }
   partial += (size_t)blockIdx.x * PARTIAL + warp * TILES * 128 + lane;
 #pragma unroll
@@ -641,9 +669,8 @@ extern "C" __global__ void __launch_bounds__(GRAM_THREADS, DP == 128 ? 2 : 5)
 
 // ---------------------------------------------------------------------------------------------
 // ||k_j W||^2 of 16-bit rows. `split_whitener` writes W as a sum of 16-bit parts, scaled by
-// column, in the order in which `norms_fast` keeps them in shared memory: rows permuted within
-// 32 (a lane then reads eight neighbours of a row of K as its fragments), groups of columns
-// by row as above.
+// column, with groups of eight columns permuted by row as above. In `norms_fast` a warp has 32
+// rows of K as fragments in registers while its next 32 are on their way to shared memory.
 #if STORAGE == 0
 #define PARTS 3
 #define PART_BITS 0  // bfloat16 has exponents enough
@@ -653,10 +680,6 @@ extern "C" __global__ void __launch_bounds__(GRAM_THREADS, DP == 128 ? 2 : 5)
 #define PART_BITS 11  // the second part is stored 2^11 times larger
 #define TOP_EXPONENT 15
 #endif
-
-__device__ __forceinline__ int place_of(int k) {
-  return (k & ~31) | (k & 4) << 2 | (k & 2) << 2 | (k >> 2 & 6) | (k & 1);
-}
 
 extern "C" __global__ void __launch_bounds__(256)
     split_whitener(const double *W, int d, int c, stored_t *parts, float *scales) {
@@ -685,9 +708,9 @@ extern "C" __global__ void __launch_bounds__(256)
     scales[head * DP + col] = e > -120 && e < 120 ? scalbnf(1.0f, e) : __int_as_float(0x7fc00000);
 #pragma unroll
   for (int i = 0; i < DP / 8; ++i) {
-    const int place = place_of(8 * i + warp);
+    const int row = 8 * i + warp;
     double rest = x[i] * down;
-    stored_t *to = parts + place * DP + (((col >> 3) ^ (place & 7)) << 3) + (col & 7);
+    stored_t *to = parts + row * DP + (((col >> 3) ^ (row & 7)) << 3) + (col & 7);
 #pragma unroll
     for (int p = 0; p < PARTS; ++p) {
 #if STORAGE == 0
@@ -702,19 +725,38 @@ extern "C" __global__ void __launch_bounds__(256)
 }
 
 #define FAST_WARPS 16
+#define WARP_BYTES (32 * DP * 2)
 
-__device__ __forceinline__ uint4 load_eight(const stored_t *p, index_t left, int aligned) {
-  uint4 q = make_uint4(0, 0, 0, 0);
-  if (aligned) {
-    if (left > 0) q = __ldg((const uint4 *)p);
-  } else {
-    unsigned w[4] = {0, 0, 0, 0};
+__device__ __forceinline__ void load_matrices(unsigned (&m)[4], unsigned address) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
+               : "=r"(m[0]), "=r"(m[1]), "=r"(m[2]), "=r"(m[3])
+               : "r"(address)
+               : "memory");
+}
+
+// Start copying rows row0 to row0 + 31, zero from `end` on, to the place of one warp.
+__device__ __forceinline__ void load_rows(const stored_t *K, index_t row_stride, index_t row0,
+                                          index_t end, int d, int aligned,
+                                          unsigned char *place) {
+  const int groups = DP / 8, lane = threadIdx.x & 31;
 #pragma unroll
-    for (int i = 0; i < 8; ++i)
-      if (i < left) w[i >> 1] |= (unsigned)__ldg(p + i) << (16 * (i & 1));
-    q = make_uint4(w[0], w[1], w[2], w[3]);
+  for (int i = 0; i < groups; ++i) {
+    const int row = (32 * i + lane) / groups, group = (32 * i + lane) % groups;
+    unsigned char *to = place + row * DP * 2 + ((group ^ (row & 7)) << 4);
+    const bool there = row0 + row < end;
+    const stored_t *from = K + (row0 + row) * row_stride + 8 * group;
+    if (aligned) {
+      const int bytes = there && 8 * group < d ? 16 : 0;
+      asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(to)),
+                   "l"(bytes ? from : K), "r"(bytes)
+                   : "memory");
+    } else {
+#pragma unroll
+      for (int j = 0; j < 8; ++j)
+        ((stored_t *)to)[j] = there && 8 * group + j < d ? from[j] : (stored_t)0;
+    }
   }
-  return q;
+  asm volatile("cp.async.commit_group;" ::: "memory");
 }
 
 extern "C" __global__ void __launch_bounds__(32 * FAST_WARPS, 1)
@@ -724,14 +766,20 @@ extern "C" __global__ void __launch_bounds__(32 * FAST_WARPS, 1)
   extern __shared__ __align__(128) unsigned char shared_norms[];
   float *scale = (float *)(shared_norms + PARTS * DP * DP * 2);
   const int tid = threadIdx.x, warp = tid >> 5, lane = tid & 31, g = lane >> 2, t = lane & 3;
+  unsigned char *place = shared_norms + PARTS * DP * DP * 2 + DP * 4 + warp * WARP_BYTES;
   const index_t tiles = (n + 31) / 32;
   index_t first = tiles * heads * blockIdx.x / gridDim.x;
   const index_t last = tiles * heads * (blockIdx.x + 1) / gridDim.x;
+  // lane l names row l % 16 of 16, columns 8.. from l = 16 on, of K and of W
   const unsigned line = shared_address(shared_norms) + (lane & 15) * DP * 2;
+  const unsigned own = shared_address(place) + (lane & 15) * DP * 2;
   while (first < last) {
     const Run run = next_run(first, last, tiles);
     first += run.end - run.first;
     if (wide && wide[run.head]) continue;
+    const stored_t *rows = K + run.head * head_stride;
+    if (run.first + warp < run.end)
+      load_rows(rows, row_stride, 32 * (run.first + warp), n, d, aligned, place);
     __syncthreads();
     const uint4 *from = (const uint4 *)(parts + (size_t)run.head * PARTS * DP * DP);
     for (int i = tid; i < PARTS * DP * DP / 8; i += 32 * FAST_WARPS)
@@ -739,20 +787,23 @@ extern "C" __global__ void __launch_bounds__(32 * FAST_WARPS, 1)
     if (tid < DP) scale[tid] = scales[run.head * DP + tid];
     __syncthreads();
     for (index_t tile = run.first + warp; tile < run.end; tile += FAST_WARPS) {
-      const index_t row0 = 32 * tile + g;
-      const stored_t *at = K + run.head * head_stride + row0 * row_stride + 8 * t;
-      uint4 x[4][DP / 32];  // rows row0, + 8, + 16, + 24
+      unsigned x[2][DP / 16][4];
+      asm volatile("cp.async.wait_group 0;" ::: "memory");
+      __syncwarp();
 #pragma unroll
-      for (int r = 0; r < 4; ++r)
+      for (int m = 0; m < 2; ++m)
 #pragma unroll
-        for (int k = 0; k < DP / 32; ++k)
-          x[r][k] = load_eight(at + 8 * r * row_stride + 32 * k,
-                               row0 + 8 * r < n ? d - 8 * t - 32 * k : 0, aligned);
-      float norm[4] = {0.0f, 0.0f, 0.0f, 0.0f};
+        for (int k = 0; k < DP / 16; ++k)
+          load_matrices(x[m][k],
+                        own + 16 * m * DP * 2 + (((2 * k + (lane >> 4)) ^ (lane & 7)) << 4));
+      __syncwarp();
+      if (tile + FAST_WARPS < run.end)
+        load_rows(rows, row_stride, 32 * (tile + FAST_WARPS), n, d, aligned, place);
+      float norm[4] = {0.0f, 0.0f, 0.0f, 0.0f};  // of rows g, g + 8, g + 16, g + 24
 #pragma unroll 1
       for (int group = 0; group < DP / 16; ++group) {
-        const unsigned place = line + (((2 * group + (lane >> 4)) ^ (lane & 7)) << 4);
-        const int need = upper ? group / 2 : DP / 32 - 1;
+        const unsigned at = line + (((2 * group + (lane >> 4)) ^ (lane & 7)) << 4);
+        const int need = upper ? group : DP / 16 - 1;
         float z[2][2][4];
 #pragma unroll
         for (int m = 0; m < 2; ++m)
@@ -768,20 +819,14 @@ extern "C" __global__ void __launch_bounds__(32 * FAST_WARPS, 1)
 #pragma unroll
                 for (int i = 0; i < 4; ++i) z[m][j][i] *= 1.0f / (1 << PART_BITS);
 #pragma unroll
-          for (int k = 0; k < DP / 32; ++k)
+          for (int k = 0; k < DP / 16; ++k)
             if (k <= need) {
+              unsigned b[4];
+              load_transposed(b, at + p * DP * DP * 2 + 16 * k * DP * 2);
 #pragma unroll
-              for (int s = 0; s < 2; ++s) {
-                unsigned b[4];
-                load_transposed(b, place + p * DP * DP * 2 + (32 * k + 16 * s) * DP * 2);
-#pragma unroll
-                for (int m = 0; m < 2; ++m) {
-                  const uint4 u = x[2 * m][k], v = x[2 * m + 1][k];
-                  const unsigned a[4] = {s ? u.z : u.x, s ? v.z : v.x, s ? u.w : u.y,
-                                         s ? v.w : v.y};
-                  multiply_add(z[m][0], a, b[0], b[1]);
-                  multiply_add(z[m][1], a, b[2], b[3]);
-                }
+              for (int m = 0; m < 2; ++m) {
+                multiply_add(z[m][0], x[m][k], b[0], b[1]);
+                multiply_add(z[m][1], x[m][k], b[2], b[3]);
               }
             }
         }
@@ -802,8 +847,9 @@ extern "C" __global__ void __launch_bounds__(32 * FAST_WARPS, 1)
 #pragma unroll
         for (int step = 1; step < 4; step <<= 1)
           norm[r] += __shfl_xor_sync(0xffffffffu, norm[r], step);
-      const float own = t & 2 ? (t & 1 ? norm[3] : norm[2]) : (t & 1 ? norm[1] : norm[0]);
-      if (row0 + 8 * t < n) out[run.head * n + row0 + 8 * t] = known(own);
+      const float mine = t & 2 ? (t & 1 ? norm[3] : norm[2]) : (t & 1 ? norm[1] : norm[0]);
+      const index_t row = 32 * tile + g + 8 * t;
+      if (row < n) out[run.head * n + row] = known(mine);
     }
   }
 }
