@@ -8,6 +8,7 @@ work in blocks of float64. CuPy is imported on the first call.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,10 +22,13 @@ MAX_COLUMNS = 128
 # Heads with a larger share than this, in units of d, are computed in float64: 16-bit products
 # with fp32 sums then err by up to 1e-5. The share is d for orthogonal columns.
 FAST_SHARE = 64.0
+# What kernels call the types; bfloat16 may come as its bits.
+_STORAGE = {"uint16": 0, "bfloat16": 0, "float16": 1, "float32": 2, "float64": 3}
 # Threads of a block, and blocks that fit on a multiprocessor, by padded width.
-_GRAM_THREADS = {64: 128, 128: 256}
-_FAST_GRAM_RESIDENT = {64: 5, 128: 2}
-_WIDE_GRAM_RESIDENT = {64: 4, 128: 2}
+_GRAM_RESIDENT = {
+    "fast": {(s, w): 5 if w == 64 else 2 for s in (0, 1) for w in (64, 128)},
+    "wide": {(s, w): 4 if w == 64 else 2 for s in range(4) for w in (64, 128)},
+}
 _NORM_THREADS = {"fast": 512, "wide": 256}
 _WHITEN_THREADS = 512
 # Rows that a step of the Gram kernels takes.
@@ -60,6 +64,7 @@ class _Stack(NamedTuple):
     """What kernels are told of rows K (heads, n, d); ``K`` keeps them alive."""
 
     K: Any
+    device: int
     storage: int
     heads: int
     n: int
@@ -78,41 +83,60 @@ class _Stack(NamedTuple):
         return int(self.K.data.ptr % size == 0 and not any(s % group for s in strides))
 
     def arguments(self) -> tuple[Any, ...]:
-        pointer = np.intp(self.K.data.ptr)
-        return pointer, np.int64(self.head_stride), np.int64(self.row_stride), np.int64(self.n)
+        return self.K, *map(np.int64, (self.head_stride, self.row_stride, self.n))
+
+    def launch(self, name: str, grid: int, threads: int, *arguments: Any, shared: int = 0) -> None:
+        kernel = _kernel(self.device, name, shared, f"STORAGE={self.storage}", f"DP={self.width}")
+        _launch(kernel, grid, threads, *arguments, shared=shared)
 
 
 def _stack(K: Any) -> _Stack:
     """Return the description of ``K``, copied only if its columns are not contiguous."""
     import cupy as cp
 
-    names = {"uint16": 0, "bfloat16": 0, "float16": 1, "float32": 2, "float64": 3}
-    if K.ndim != 3 or K.dtype.name not in names:
+    if K.ndim != 3 or K.dtype.name not in _STORAGE:
         raise TypeError(f"rows (heads, n, d) of 16, 32 or 64 bits expected, got {K.dtype} {K.ndim}")
     size = K.itemsize
     if (K.shape[2] > 1 and K.strides[2] != size) or any(s % size for s in K.strides):
         K = cp.ascontiguousarray(K)
-    return _Stack(K, names[K.dtype.name], *K.shape, K.strides[0] // size, K.strides[1] // size)
+    device = K.data.device_id
+    return _Stack(
+        K, device, _STORAGE[K.dtype.name], *K.shape, K.strides[0] // size, K.strides[1] // size
+    )
 
 
 @functools.cache
-def _kernel(device: int, name: str, *macros: str) -> Any:
-    """Return a kernel for a device, compiled at first use; CuPy keeps the binary on disk."""
-    module = _module(device, *macros)
-    return module.get_function(name)
+def _kernel(device: int, name: str, shared: int, *macros: str) -> Any:
+    """Return a kernel that may have ``shared`` bytes, compiled at first use for a device."""
+    kernel = _module(device, *macros).get_function(name)
+    if shared > 48 << 10:
+        kernel.max_dynamic_shared_size_bytes = shared
+    return kernel
 
 
 @functools.cache
 def _module(device: int, *macros: str) -> Any:
-    import cupy as cp
+    import cupy as cp  # keeps the binary on disk
 
     code = Path(__file__).with_name("kernels.cu").read_text(encoding="utf-8")
     return cp.RawModule(code=code, options=("-std=c++17", *(f"-D{m}" for m in macros)))
 
 
-def _for_rows(stack: _Stack, name: str) -> Any:
-    device = stack.K.device.id
-    return _kernel(device, name, f"STORAGE={stack.storage}", f"DP={stack.width}")
+def _launch(kernel: Any, grid: int, threads: int, *arguments: Any, shared: int) -> None:
+    """Launch a kernel with arrays (None: a null pointer), 32-bit integers, NumPy scalars."""
+    kernel(
+        (grid,),
+        (threads,),
+        tuple(
+            np.int32(x)
+            if isinstance(x, int)
+            else x
+            if isinstance(x, np.generic)
+            else np.intp(0 if x is None else x.data.ptr)
+            for x in arguments
+        ),
+        shared_mem=shared,
+    )
 
 
 @functools.cache
@@ -122,14 +146,21 @@ def _processors(device: int) -> int:
     return int(cp.cuda.Device(device).attributes["MultiProcessorCount"])
 
 
-def _pointer(x: Any) -> np.intp:
-    return np.intp(0 if x is None else x.data.ptr)
+def _on(x: Any) -> Any:
+    """Return a context in which the device of ``x`` is the current one."""
+    import cupy as cp
+
+    # entering a device costs as much as a launch
+    current = cp.cuda.runtime.getDevice() == x.data.device_id
+    return contextlib.nullcontext() if current else x.device
 
 
 def _contiguous(x: Any, dtype: Any) -> Any:
     import cupy as cp
 
-    return None if x is None else cp.ascontiguousarray(x, dtype=dtype)
+    if x is None or (x.dtype == dtype and x.flags.c_contiguous):
+        return x
+    return cp.ascontiguousarray(x, dtype=dtype)
 
 
 @functools.cache
@@ -179,7 +210,7 @@ def block_grams(K: Any, block: int, scale: Any = None, *, wide: Any = None, out:
 
     heads, n, d = K.shape
     blocks = max(-(-n // block), 1 if block >= n else 0)
-    with K.device:
+    with _on(K):
         if out is None:
             out = cp.zeros((heads, blocks, d, d)) if n == 0 else cp.empty((heads, blocks, d, d))
         if n == 0 or d == 0 or heads == 0:
@@ -199,40 +230,23 @@ def _launch_gram(stack: _Stack, path: str, scale: Any, chosen: Any, block: int, 
     import cupy as cp
 
     heads, blocks, d, _ = out.shape
-    device, width = stack.K.device.id, stack.width
-    threads, panels, chunk = _GRAM_THREADS[width], width // 16, _CHUNK[path]
-    resident = (_FAST_GRAM_RESIDENT if path == "fast" else _WIDE_GRAM_RESIDENT)[width]
-    rows = min(block, stack.n)
-    splits = _splits(heads * blocks, -(-rows // chunk), resident * _processors(device))
-    size = panels * (panels + 1) * 128  # of the upper triangle, in tiles
-    partial = cp.empty(heads * blocks * splits * size)
+    width, panels, chunk = stack.width, stack.width // 16, _CHUNK[path]
+    resident = _GRAM_RESIDENT[path][stack.storage, width] * _processors(stack.device)
+    splits = _splits(heads * blocks, -(-min(block, stack.n) // chunk), resident)
     grid = heads * blocks * splits
-    ranges = np.int64(block), np.int32(blocks), np.int32(splits)
-    head = (*stack.arguments(), np.int32(d))
+    size = panels * (panels + 1) * 128  # of the upper triangle, in tiles
+    partial = cp.empty(grid * size)
+    ranges = np.int64(block), blocks, splits
+    rows, threads = stack.arguments(), 2 * width
     if path == "fast":
-        kernel = _for_rows(stack, "gram_fast")
         shared = 4 * chunk * width * 2
-        _allow(kernel, shared)
-        arguments = (*head, np.int32(stack.aligned(8)), *ranges, _pointer(partial))
+        arguments = (*rows, d, stack.aligned(8), *ranges, partial)
     else:
-        kernel = _for_rows(stack, "gram_wide")
         shared = 2 * chunk * (width + 4) * 8
-        _allow(kernel, shared)
-        aligned = np.int32(stack.aligned(4))
-        arguments = (*head, aligned, _pointer(scale), *ranges, _pointer(chosen), _pointer(partial))
-    kernel((grid,), (threads,), arguments, shared_mem=shared)
-    arguments = (
-        *(_pointer(x) for x in (partial, out)),
-        *(np.int32(i) for i in (d, blocks, splits)),
-        _pointer(chosen),
-    )
-    _for_rows(stack, "gram_sum")((heads * blocks * (size // 256),), (256,), arguments)
-
-
-def _allow(kernel: Any, shared: int) -> None:
-    """Let a kernel have ``shared`` bytes of dynamic shared memory."""
-    if shared > 48 << 10 and kernel.max_dynamic_shared_size_bytes < shared:
-        kernel.max_dynamic_shared_size_bytes = shared
+        arguments = (*rows, d, stack.aligned(4), scale, *ranges, chosen, partial)
+    stack.launch(f"gram_{path}", grid, threads, *arguments, shared=shared)
+    pieces = heads * blocks * (size // 256)
+    stack.launch("gram_sum", pieces, 256, partial, out, d, blocks, splits, chosen)
 
 
 def whiten(
@@ -255,32 +269,25 @@ def whiten(
 
     heads, d, _ = G.shape
     limit = FAST_SHARE * d if limit is None else limit
-    with G.device:
-        G = cp.ascontiguousarray(G, dtype=np.float64)
-        kept = None if into is None or selected is None else into.wide
+    with _on(G):
+        G = _contiguous(G, np.float64)
+        marked = into is None or selected is None
         if into is None:
-            marks = cp.zeros((2, heads), dtype=np.int32)
             W, stats = cp.empty((heads, d, d)), cp.empty((heads, 4))
-            into = Whitened(W, marks[0], stats, marks[1])
+            into = Whitened(W, cp.empty(heads, np.int32), stats, cp.empty(heads, np.int32))
         if d == 0 or heads == 0:
-            into.stats[...] = 0.0
+            for part in into:
+                part[...] = 0
             return into
         if d > MAX_COLUMNS:
             return cuda_wide.whiten(G, limit, selected, into)
         selected = _contiguous(selected, np.int32)
-        width = 16 * -(-d // 16)
-        shared = 8 * (width * (width + 4) + 5 * width)
-        kernel = _kernel(G.device.id, "whiten", "WHITEN")
-        _allow(kernel, shared)
-        arguments = (
-            *(_pointer(x) for x in (G, into.W)),
-            np.int32(d),
-            *(_pointer(x) for x in (into.info, into.stats)),
-            np.float64(limit),
-            _pointer(into.wide if kept is None else None),
-            _pointer(selected),
-        )
-        kernel((heads,), (_WHITEN_THREADS,), arguments, shared_mem=shared)
+        # for any d: what a kernel may have belongs to it, and not to a launch
+        shared = 8 * (MAX_COLUMNS * (MAX_COLUMNS + 4) + 5 * MAX_COLUMNS)
+        kernel = _kernel(G.data.device_id, "whiten", shared, "WHITEN")
+        wide = into.wide if marked else None
+        arguments = (G, into.W, d, into.info, into.stats, np.float64(limit), wide, selected)
+        _launch(kernel, heads, _WHITEN_THREADS, *arguments, shared=shared)
     return into
 
 
@@ -309,12 +316,12 @@ def row_norms(
 
     heads, n, d = K.shape
     dtype = np.float64 if K.dtype == np.float64 else np.float32
-    with K.device:
+    with _on(K):
         out = cp.empty((heads, n), dtype=dtype) if out is None else out
         if n == 0 or heads == 0 or 0 in W.shape:
             out[...] = 0
             return out
-        W = cp.ascontiguousarray(W, dtype=np.float64)
+        W = _contiguous(W, np.float64)
         if d > MAX_COLUMNS:
             return cuda_wide.row_norms(K, W, out)
         stack = _stack(K)
@@ -333,40 +340,23 @@ def _launch_norms_fast(stack: _Stack, W: Any, triangular: bool, chosen: Any, out
     import cupy as cp
 
     heads, d, c = W.shape
-    width, count = stack.width, _PARTS[stack.storage]
-    parts = cp.empty((heads, count, width, width), dtype=np.uint16)
-    scales = cp.empty((heads, width), dtype=np.float32)
-    split = _for_rows(stack, "split_whitener")
-    arguments = (_pointer(W), np.int32(d), np.int32(c), _pointer(parts), _pointer(scales))
-    split((heads * (width // 32),), (256,), arguments)
-    kernel = _for_rows(stack, "norms_fast")
-    shared = count * width * width * 2 + width * 4 + 16 * 32 * width * 2
-    _allow(kernel, shared)
-    arguments = (
-        *stack.arguments(),
-        *(np.int32(i) for i in (heads, d, stack.aligned(8))),
-        *(_pointer(x) for x in (parts, scales)),
-        np.int32(triangular),
-        *(_pointer(x) for x in (chosen, out)),
-    )
-    kernel(
-        (_processors(stack.K.device.id),), (_NORM_THREADS["fast"],), arguments, shared_mem=shared
-    )
+    width, size = stack.width, _PARTS[stack.storage] * stack.width**2
+    parts, scales = cp.empty((heads, size), np.uint16), cp.empty((heads, width), np.float32)
+    stack.launch("split_whitener", heads * (width // 32), 256, W, d, c, parts, scales)
+    threads = _NORM_THREADS["fast"]
+    shared = 2 * size + 4 * width + 2 * threads * width  # W, scales, a row for each thread
+    arguments = *stack.arguments(), heads, d, stack.aligned(8), parts, scales, chosen, out
+    name = "norms_fast_upper" if triangular else "norms_fast_full"
+    stack.launch(name, _processors(stack.device), threads, *arguments, shared=shared)
 
 
 def _launch_norms_wide(stack: _Stack, W: Any, triangular: bool, chosen: Any, out: Any) -> None:
     heads, d, c = W.shape
-    kernel = _for_rows(stack, "norms_wide_upper" if triangular else "norms_wide_full")
     shared = 8 * stack.width * (stack.width + 1)
-    _allow(kernel, shared)
-    arguments = (
-        *stack.arguments(),
-        *(np.int32(i) for i in (heads, d, c, stack.aligned(4))),
-        *(_pointer(x) for x in (W, chosen, out)),
-    )
-    kernel(
-        (_processors(stack.K.device.id),), (_NORM_THREADS["wide"],), arguments, shared_mem=shared
-    )
+    arguments = *stack.arguments(), heads, d, c, stack.aligned(4), W, chosen, out
+    name = "norms_wide_upper" if triangular else "norms_wide_full"
+    threads = _NORM_THREADS["wide"]
+    stack.launch(name, _processors(stack.device), threads, *arguments, shared=shared)
 
 
 def leverage(K: Any, *, limit: float | None = None, certified: bool = False) -> tuple[Any, Any]:

@@ -759,10 +759,11 @@ __device__ __forceinline__ void load_rows(const stored_t *K, index_t row_stride,
   asm volatile("cp.async.commit_group;" ::: "memory");
 }
 
-extern "C" __global__ void __launch_bounds__(32 * FAST_WARPS, 1)
-    norms_fast(const stored_t *K, index_t head_stride, index_t row_stride, index_t n, int heads,
-               int d, int aligned, const stored_t *parts, const float *scales, int upper,
-               const int *wide, float *out) {
+template <bool UPPER>
+__device__ __forceinline__ void norms_fast(const stored_t *K, index_t head_stride,
+                                           index_t row_stride, index_t n, int heads, int d,
+                                           int aligned, const stored_t *parts,
+                                           const float *scales, const int *wide, float *out) {
   extern __shared__ __align__(128) unsigned char shared_norms[];
   float *scale = (float *)(shared_norms + PARTS * DP * DP * 2);
   const int tid = threadIdx.x, warp = tid >> 5, lane = tid & 31, g = lane >> 2, t = lane & 3;
@@ -800,10 +801,9 @@ extern "C" __global__ void __launch_bounds__(32 * FAST_WARPS, 1)
       if (tile + FAST_WARPS < run.end)
         load_rows(rows, row_stride, 32 * (tile + FAST_WARPS), n, d, aligned, place);
       float norm[4] = {0.0f, 0.0f, 0.0f, 0.0f};  // of rows g, g + 8, g + 16, g + 24
-#pragma unroll 1
+#pragma unroll
       for (int group = 0; group < DP / 16; ++group) {
         const unsigned at = line + (((2 * group + (lane >> 4)) ^ (lane & 7)) << 4);
-        const int need = upper ? group : DP / 16 - 1;
         float z[2][2][4];
 #pragma unroll
         for (int m = 0; m < 2; ++m)
@@ -819,16 +819,15 @@ extern "C" __global__ void __launch_bounds__(32 * FAST_WARPS, 1)
 #pragma unroll
                 for (int i = 0; i < 4; ++i) z[m][j][i] *= 1.0f / (1 << PART_BITS);
 #pragma unroll
-          for (int k = 0; k < DP / 16; ++k)
-            if (k <= need) {
-              unsigned b[4];
-              load_transposed(b, at + p * DP * DP * 2 + 16 * k * DP * 2);
+          for (int k = 0; k < (UPPER ? group + 1 : DP / 16); ++k) {
+            unsigned b[4];
+            load_transposed(b, at + p * DP * DP * 2 + 16 * k * DP * 2);
 #pragma unroll
-              for (int m = 0; m < 2; ++m) {
-                multiply_add(z[m][0], x[m][k], b[0], b[1]);
-                multiply_add(z[m][1], x[m][k], b[2], b[3]);
-              }
+            for (int m = 0; m < 2; ++m) {
+              multiply_add(z[m][0], x[m][k], b[0], b[1]);
+              multiply_add(z[m][1], x[m][k], b[2], b[3]);
             }
+          }
         }
 #pragma unroll
         for (int j = 0; j < 2; ++j) {
@@ -852,6 +851,20 @@ extern "C" __global__ void __launch_bounds__(32 * FAST_WARPS, 1)
       if (row < n) out[run.head * n + row] = known(mine);
     }
   }
+}
+
+extern "C" __global__ void __launch_bounds__(32 * FAST_WARPS, 1)
+    norms_fast_upper(const stored_t *K, index_t head_stride, index_t row_stride, index_t n,
+                     int heads, int d, int aligned, const stored_t *parts, const float *scales,
+                     const int *wide, float *out) {
+  norms_fast<true>(K, head_stride, row_stride, n, heads, d, aligned, parts, scales, wide, out);
+}
+
+extern "C" __global__ void __launch_bounds__(32 * FAST_WARPS, 1)
+    norms_fast_full(const stored_t *K, index_t head_stride, index_t row_stride, index_t n,
+                     int heads, int d, int aligned, const stored_t *parts, const float *scales,
+                     const int *wide, float *out) {
+  norms_fast<false>(K, head_stride, row_stride, n, heads, d, aligned, parts, scales, wide, out);
 }
 #endif  // STORAGE < 2
 #endif  // WHITEN
