@@ -242,7 +242,8 @@ def speed():
     show("whiten (8, 64, 64)", timed(lambda i: ck.whiten(G64[i % 64])))
     for kind, h, n, d in (("bf16", 8, 131072, 128), ("f16", 8, 131072, 128),
                           ("f32", 8, 131072, 128), ("f64", 8, 131072, 128),
-                          ("bf16", 8, 1048576, 64), ("bf16", 32, 131072, 128)):
+                          ("bf16", 8, 1048576, 64), ("bf16", 32, 131072, 128),
+                          ("f32", 8, 1048576, 64)):
         Ks = [to_cupy(torch.randn(h, n, d, device="cuda", dtype=torch.float32).to(BITS[kind]))
               for _ in range(2)]
         print(f"== {kind} ({h},{n},{d})")

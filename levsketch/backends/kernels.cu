@@ -50,6 +50,7 @@
 #endif
 
 typedef long long index_t;
+#define MOST_ROWS 0x7fffffff  // of a CTA
 
 // ---------------------------------------------------------------------------------------------
 // float64 on tensor cores: C (16, 8) += A (16, 8) B (8, 8). Lane 4 g + t holds
@@ -164,10 +165,10 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, 1)
   }
   __syncthreads();
 
+  if (warp == 0) eliminate_block(S, pitch, 0, pivots);
+  __syncthreads();
   for (int block = 0; block < blocks; ++block) {
     const int k0 = 16 * block;
-    if (warp == 0) eliminate_block(S, pitch, k0, pivots);
-    __syncthreads();
     // block row: R right of the diagonal, X left of it
     for (int tile = warp; tile < 2 * blocks; tile += WARPS) {
       if (tile / 2 == block) continue;
@@ -184,24 +185,36 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, 1)
       C[0] = c[0], C[1] = c[1], C[8 * pitch] = c[2], C[8 * pitch + 1] = c[3];
     }
     __syncthreads();
-    // rows below: what is left of G, and X so far
-    int task = warp;
-    for (int row = block + 1; row < blocks; ++row) {
-      const int left = 2 * block + 2, all = left + 2 * (blocks - row);
-      for (; task < all; task += WARPS) {
-        const int tile = task < left ? task : 2 * row + task - left;
-        double *C = S + (16 * row + g) * pitch + 8 * tile + 2 * t;
-        double c[4] = {C[0], C[1], C[8 * pitch], C[8 * pitch + 1]};
+    // rows below: what is left of G, and X so far; the first warp has the next diagonal block
+    // and goes on to eliminate it
+    auto update = [&](int row, int tile) {
+      double *C = S + (16 * row + g) * pitch + 8 * tile + 2 * t;
+      double c[4] = {C[0], C[1], C[8 * pitch], C[8 * pitch + 1]};
 #pragma unroll
-        for (int k = 0; k < 16; k += 8) {
-          const double *A = S + (k0 + k + t) * pitch + 16 * row + g;
-          const double *B = S + (k0 + k + t) * pitch + 8 * tile + g;
-          const double a[4] = {-A[0], -A[8], -A[4 * pitch], -A[4 * pitch + 8]};
-          multiply_add(c, a, B[0], B[4 * pitch]);
-        }
-        C[0] = c[0], C[1] = c[1], C[8 * pitch] = c[2], C[8 * pitch + 1] = c[3];
+      for (int k = 0; k < 16; k += 8) {
+        const double *A = S + (k0 + k + t) * pitch + 16 * row + g;
+        const double *B = S + (k0 + k + t) * pitch + 8 * tile + g;
+        const double a[4] = {-A[0], -A[8], -A[4 * pitch], -A[4 * pitch + 8]};
+        multiply_add(c, a, B[0], B[4 * pitch]);
       }
-      task -= all;
+      C[0] = c[0], C[1] = c[1], C[8 * pitch] = c[2], C[8 * pitch + 1] = c[3];
+    };
+    const int next = block + 1, left = 2 * next;
+    if (warp == 0) {
+      if (next < blocks) {
+        update(next, 2 * next);
+        update(next, 2 * next + 1);
+        __syncwarp();
+        eliminate_block(S, pitch, 16 * next, pivots);
+      }
+    } else {
+      int task = warp - 1;
+      for (int row = next; row < blocks; ++row) {
+        const int from = 2 * row + (row == next ? 2 : 0), all = left + 2 * blocks - from;
+        for (; task < all; task += WARPS - 1)
+          update(row, task < left ? task : from + task - left);
+        task -= all;
+      }
     }
     __syncthreads();
   }
@@ -314,12 +327,14 @@ __device__ __forceinline__ Quad load_quad(const stored_t *p, index_t left, int a
 
 struct Part {
   int row0, row1, col0, col1, split;
+  // whether a tile is the first of its block row; split is odd, or beyond all tiles, so most never are
+  __device__ bool begins(int tile) const { return tile == 0 || (tile % 2 && tile == split); }
   __device__ int row(int tile) const { return tile < split ? row0 : row1; }
   __device__ int col(int tile) const { return tile < split ? col0 + tile : col1 + tile; }
 };
 
 __device__ __forceinline__ Part part_of(int warp) {
-  if (warp < R / 2) return Part{warp, warp, 2 * warp, 2 * warp, TILES};
+  if (warp < R / 2) return Part{warp, warp, 2 * warp, 2 * warp, TILES + 1};
   const int i = warp - R / 2, split = R - 1 - 2 * i;
   return Part{i, R - 1 - i, 2 * i + R + 1, 2 * (R - 1 - i) - split, split};
 }
@@ -388,55 +403,56 @@ extern "C" __global__ void __launch_bounds__(GRAM_THREADS, WIDE_CTAS)
 
   // a thread carries some quads of each chunk, eight rows apart
   const int quad_row = tid / (DP / 4), quad_col = 4 * (tid % (DP / 4));
+  const index_t chunk_stride = WIDE_ROWS * row_stride;
+  const stored_t *at = K + (span.first + quad_row) * row_stride + quad_col;
+  int rows = (int)(span.end - span.first < MOST_ROWS ? span.end - span.first : MOST_ROWS) - quad_row;
   Quad held[QUADS];
-  double weight[QUADS];
-  auto fetch = [&](int chunk) {
+  auto fetch = [&]() {
 #pragma unroll
-    for (int i = 0; i < QUADS; ++i) {
-      const index_t row = span.first + (index_t)chunk * WIDE_ROWS + quad_row + 8 * i;
-      const bool there = row < span.end;
-      held[i] = load_quad(K + row * row_stride + quad_col, there ? d - quad_col : 0, aligned);
-      if (scale) weight[i] = there ? scale[row] : 0.0;
-    }
+    for (int i = 0; i < QUADS; ++i)
+      held[i] = load_quad(at + 8 * i * row_stride, rows > 8 * i ? d - quad_col : 0, aligned);
+    at += chunk_stride, rows -= WIDE_ROWS;
   };
-  auto put = [&](int stage) {
+  auto put = [&](int chunk) {
 #pragma unroll
     for (int i = 0; i < QUADS; ++i) {
-      double2 *to = (double2 *)&shared_wide_gram[(stage * WIDE_ROWS + quad_row + 8 * i) * WIDE_PITCH + quad_col];
+      const int to = ((chunk & 1) * WIDE_ROWS + quad_row + 8 * i) * WIDE_PITCH + quad_col;
       double x[4];
 #pragma unroll
       for (int j = 0; j < 4; ++j) x[j] = widen(held[i].v[j]);
-      if (scale)
+      if (scale) {
+        const index_t row = span.first + (index_t)chunk * WIDE_ROWS + quad_row + 8 * i;
+        const double weight = row < span.end ? scale[row] : 0.0;
 #pragma unroll
-        for (int j = 0; j < 4; ++j) x[j] *= weight[i];
-      to[0] = make_double2(x[0], x[1]);
-      to[1] = make_double2(x[2], x[3]);
+        for (int j = 0; j < 4; ++j) x[j] *= weight;
+      }
+      *(double2 *)&shared_wide_gram[to] = make_double2(x[0], x[1]);
+      *(double2 *)&shared_wide_gram[to + 2] = make_double2(x[2], x[3]);
     }
   };
 
   if (span.count) {
-    fetch(0);
+    fetch();
     put(0);
   }
   __syncthreads();
   for (int chunk = 0; chunk < span.count; ++chunk) {
-    if (chunk + 1 < span.count) fetch(chunk + 1);
+    if (chunk + 1 < span.count) fetch();
     const double *stage = shared_wide_gram + (chunk & 1) * WIDE_ROWS * WIDE_PITCH;
 #pragma unroll
     for (int k = 0; k < WIDE_ROWS; k += 8) {
-      const double *line = stage + (k + t) * WIDE_PITCH + g;
+      const double *line = stage + (k + t) * WIDE_PITCH + g, *A = line + 16 * part.row0;
+      const double *B = line + 8 * part.col0;
       double a[4];
 #pragma unroll
       for (int i = 0; i < TILES; ++i) {
-        if (i == 0 || i == part.split) {
-          const double *A = line + 16 * part.row(i);
+        if (i && part.begins(i)) A = line + 16 * part.row1, B = line + 8 * part.col1;
+        if (part.begins(i))
           a[0] = A[0], a[1] = A[8], a[2] = A[4 * WIDE_PITCH], a[3] = A[4 * WIDE_PITCH + 8];
-        }
-        const double *B = line + 8 * part.col(i);
-        multiply_add(c[i], a, B[0], B[4 * WIDE_PITCH]);
+        multiply_add(c[i], a, B[8 * i], B[8 * i + 4 * WIDE_PITCH]);
       }
     }
-    if (chunk + 1 < span.count) put((chunk + 1) & 1);
+    if (chunk + 1 < span.count) put(chunk + 1);
     __syncthreads();
   }
   partial += (size_t)blockIdx.x * PARTIAL + warp * TILES * 128 + lane;
@@ -578,34 +594,25 @@ __device__ __forceinline__ unsigned shared_address(const void *p) {
   return (unsigned)__cvta_generic_to_shared(p);
 }
 
+// Start copying eight neighbours of a row, zero beyond `left` or where there is no row.
+__device__ __forceinline__ void copy_group(unsigned char *to, const stored_t *from, bool there,
+                                           int left, int aligned) {
+  if (aligned) {
+    const int bytes = there && left > 0 ? 16 : 0;  // the rest is filled with zeros, not read
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(to)),
+                 "l"(from), "r"(bytes)
+                 : "memory");
+  } else {
+#pragma unroll
+    for (int j = 0; j < 8; ++j) ((stored_t *)to)[j] = there && j < left ? from[j] : (stored_t)0;
+  }
+}
+
 // Gram matrices: chunks of 64 rows in shared memory, four stages. Groups of eight columns are
 // permuted by row so that ldmatrix finds eight rows in different banks.
 #define CHUNK 64
 #define STAGES 4
 #define STAGE_BYTES (CHUNK * DP * 2)
-
-__device__ __forceinline__ void load_chunk(const stored_t *K, index_t row_stride, index_t row0,
-                                           index_t end, int d, int aligned,
-                                           unsigned char *stage) {
-  const int groups = DP / 8;
-#pragma unroll
-  for (int i = threadIdx.x; i < CHUNK * groups; i += GRAM_THREADS) {
-    const int row = i / groups, group = i % groups;
-    unsigned char *to = stage + row * DP * 2 + ((group ^ (row & 7)) << 4);
-    const bool there = row0 + row < end;
-    const stored_t *from = K + (row0 + row) * row_stride + 8 * group;
-    if (aligned) {
-      const int bytes = there && 8 * group < d ? 16 : 0;  // the rest is filled with zeros
-      asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(to)),
-                   "l"(bytes ? from : K), "r"(bytes)
-                   : "memory");
-    } else {
-#pragma unroll
-      for (int j = 0; j < 8; ++j)
-        ((stored_t *)to)[j] = there && 8 * group + j < d ? from[j] : (stored_t)0;
-    }
-  }
-}
 
 extern "C" __global__ void __launch_bounds__(GRAM_THREADS, DP == 128 ? 2 : 5)
     gram_fast(const stored_t *K, index_t head_stride, index_t row_stride, index_t n, int d,
@@ -618,10 +625,22 @@ extern "C" __global__ void __launch_bounds__(GRAM_THREADS, DP == 128 ? 2 : 5)
   double sum[TILES][4];
 #pragma unroll
   for (int i = 0; i < TILES; ++i) sum[i][0] = sum[i][1] = sum[i][2] = sum[i][3] = 0.0;
+  // a thread copies one group of eight columns from every 16th row
+  const int copy_row = tid / (DP / 8), group = tid % (DP / 8);
+  const int place = copy_row * DP * 2 + ((group ^ (copy_row & 7)) << 4);
+  const index_t chunk_stride = CHUNK * row_stride;
+  const stored_t *from = K + (span.first + copy_row) * row_stride + 8 * group;
+  int rows = (int)(span.end - span.first < MOST_ROWS ? span.end - span.first : MOST_ROWS) - copy_row;
+  if (8 * group >= d) rows = 0;
   auto fetch = [&](int chunk) {
-    if (chunk < span.count)
-      load_chunk(K, row_stride, span.first + (index_t)chunk * CHUNK, span.end, d, aligned,
-                 shared_gram + chunk % STAGES * STAGE_BYTES);
+    unsigned char *to = shared_gram + chunk % STAGES * STAGE_BYTES + place;
+    if (chunk < span.count) {
+#pragma unroll
+      for (int i = 0; i < CHUNK; i += 16) {
+        copy_group(to + i * DP * 2, from + i * row_stride, rows > i, d - 8 * group, aligned);
+      }
+      from += chunk_stride, rows -= CHUNK;
+    }
     asm volatile("cp.async.commit_group;" ::: "memory");
   };
 #pragma unroll
@@ -637,17 +656,18 @@ extern "C" __global__ void __launch_bounds__(GRAM_THREADS, DP == 128 ? 2 : 5)
     __syncthreads();
     fetch(chunk + STAGES - 1);
     const unsigned stage = chunk % STAGES * STAGE_BYTES;
-    unsigned a[CHUNK / 16][4];
+    unsigned a[CHUNK / 16][4], group_b = 0;
     // tile by tile, so that the sums of one overlap the products of the next
 #pragma unroll
     for (int i = 0; i < TILES; ++i) {
-      if (i == 0 || i == part.split) {
+      if (part.begins(i)) {
         const unsigned at =
             line_a + stage + (((unsigned)(i ? part.row1 : part.row0) << 5 | group_a) ^ turn);
 #pragma unroll
         for (int k = 0; k < CHUNK / 16; ++k) load_transposed(a[k], at + 16 * k * DP * 2);
       }
-      const unsigned at = line_b + stage + ((unsigned)part.col(i) << 4 ^ turn);
+      if (part.begins(i)) group_b = (i ? part.col1 : part.col0) << 4;
+      const unsigned at = line_b + stage + ((group_b + 16 * i) ^ turn);
       float c[4] = {0.0f, 0.0f, 0.0f, 0.0f};
 #pragma unroll
       for (int k = 0; k < CHUNK / 16; k += 2) {
@@ -742,19 +762,8 @@ __device__ __forceinline__ void load_rows(const stored_t *K, index_t row_stride,
 #pragma unroll
   for (int i = 0; i < groups; ++i) {
     const int row = (32 * i + lane) / groups, group = (32 * i + lane) % groups;
-    unsigned char *to = place + row * DP * 2 + ((group ^ (row & 7)) << 4);
-    const bool there = row0 + row < end;
-    const stored_t *from = K + (row0 + row) * row_stride + 8 * group;
-    if (aligned) {
-      const int bytes = there && 8 * group < d ? 16 : 0;
-      asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(to)),
-                   "l"(bytes ? from : K), "r"(bytes)
-                   : "memory");
-    } else {
-#pragma unroll
-      for (int j = 0; j < 8; ++j)
-        ((stored_t *)to)[j] = there && 8 * group + j < d ? from[j] : (stored_t)0;
-    }
+    copy_group(place + row * DP * 2 + ((group ^ (row & 7)) << 4),
+               K + (row0 + row) * row_stride + 8 * group, row0 + row < end, d - 8 * group, aligned);
   }
   asm volatile("cp.async.commit_group;" ::: "memory");
 }
