@@ -1,6 +1,6 @@
 """Correctness and speed of the CUDA kernels, against float64 and against torch.
 
-    python3 bench.py [check] [time] [peers] [probe]
+    python3 bench.py [check] [speed] [peers] [probe]
 
 Figures are medians of device events; inputs rotate so that none is still in cache.
 """
@@ -12,9 +12,13 @@ import sys
 import time
 
 import cupy as cp
-import cuda_kernels as ck
 import numpy as np
 import torch
+
+try:
+    from levsketch.backends import cuda_kernels as ck
+except ImportError:  # beside the kernels, without the package
+    import cuda_kernels as ck
 
 BITS = {"bf16": torch.bfloat16, "f16": torch.float16, "f32": torch.float32, "f64": torch.float64}
 failures = []
@@ -94,8 +98,11 @@ def check_norms(kind, heads, n, d, *, seed=1):
             poison = cp.full((heads, n), cp.nan, dtype=cp.float64 if kind == "f64" else cp.float32)
             found = torch.from_dlpack(
                 ck.row_norms(
-                    to_cupy(K), cp.from_dlpack(M.contiguous()), triangular=shape == "upper",
-                    wide=wide, out=poison,
+                    to_cupy(K),
+                    cp.from_dlpack(M.contiguous()),
+                    triangular=shape == "upper",
+                    wide=wide,
+                    out=poison,
                 )
             )
             error = float(((found.double() - true).abs() / absolute).max()) if n else 0.0
@@ -135,8 +142,10 @@ def check_chain(kind, n, d, seed=3):
         wide = found.wide.get()
         for i, label in enumerate(("plain", "1e-4", "1e3", "kappa", "deficient", "nan", "outlier")):
             if i in (4, 5):
-                print(f"     {label}: info {info[i]} share/d {stats[i, 0] / d:.2e} wide {wide[i]}"
-                      f" scores {scores[i].max().item():.3g}")
+                print(
+                    f"     {label}: info {info[i]} share/d {stats[i, 0] / d:.2e} wide {wide[i]}"
+                    f" scores {scores[i].max().item():.3g}"
+                )
                 if i == 5:
                     verdict("nan head is infinite", float(not scores[i].isinf().all()), 0.0)
                 continue
@@ -147,7 +156,32 @@ def check_chain(kind, n, d, seed=3):
             verdict(
                 f"scores {kind} ({n},{d}) {label} certified={certified} share/d"
                 f" {stats[i, 0] / d:.3g} spread/d {stats[i, 1] / d:.3g} pivot {stats[i, 3]:.1e}"
-                f" wide {wide[i]} mean {mean:.1e}", error, bound)
+                f" wide {wide[i]} mean {mean:.1e}",
+                error,
+                bound,
+            )
+
+
+def check_conditions(kind, n=20000, d=128):
+    """The 16-bit path alone, as the columns become dependent: what the limit should be."""
+    for power in (0.5, 1.0, 1.5, 2.0, 2.5, 3.0):
+        K = rows("f64", 1, n, d, 11)
+        U, _ = torch.linalg.qr(K)
+        V, _ = torch.linalg.qr(torch.randn(1, d, d, device="cuda", dtype=torch.float64))
+        falling = torch.logspace(0, -power, d, device="cuda", dtype=torch.float64)
+        K = (U * falling @ V * n**0.5).to(BITS[kind])
+        true = qr_scores(K)
+        for label, wide in (("fast", None), ("wide Gram", True)):
+            found = ck.whiten(ck.gram(to_cupy(K), wide=wide))
+            scores = ck.row_norms(to_cupy(K), found.W, triangular=True)
+            share, spread = (found.stats[0, :2] / d).tolist()
+            error = relative(torch.from_dlpack(scores), true)
+            print(
+                f"{kind} kappa 1e{power} {label}: share/d {share:.3g} spread/d {spread:.3g}"
+                f" limit says {int(found.wide[0])}, error {error:.1e}"
+            )
+            if not found.wide[0]:
+                verdict(f"within the limit {kind} 1e{power}", error, 1e-5)
 
 
 def check_whiten(d, seed=5):
@@ -173,8 +207,18 @@ def check_whiten(d, seed=5):
 def check():
     for kind in BITS:
         started = time.time()
-        for n, d in ((1, 64), (7, 3), (63, 17), (4097, 1), (4097, 96), (4097, 128), (4097, 64),
-                     (333, 128), (4097, 200), (20000, 100)):
+        for n, d in (
+            (1, 64),
+            (7, 3),
+            (63, 17),
+            (4097, 1),
+            (4097, 96),
+            (4097, 128),
+            (4097, 64),
+            (333, 128),
+            (4097, 200),
+            (20000, 100),
+        ):
             check_gram(kind, 3, n, d)
             check_norms(kind, 3, n, d)
         empty = cp.from_dlpack(torch.zeros(2, 0, 64, dtype=torch.float32, device="cuda"))
@@ -182,6 +226,8 @@ def check():
         assert ck.row_norms(empty, cp.zeros((2, 64, 64))).shape == (2, 0)
         for n, d in ((4097, 64), (4097, 128), (70001, 128), (4097, 17), (4097, 200)):
             check_chain(kind, n, d)
+        if kind in ("bf16", "f16"):
+            check_conditions(kind)
         K = to_cupy(rows(kind, 8, 30011, 128, 9))
         one, two = ck.leverage(K)[0], ck.leverage(K)[0]
         verdict(f"same bytes {kind}", float(bool((one != two).any())), 0.0)
@@ -240,12 +286,19 @@ def speed():
     show("  graph", graphed(lambda i: ck.whiten(G[i % 64])))
     G64 = cp.ascontiguousarray(G[:, :, :64, :64])
     show("whiten (8, 64, 64)", timed(lambda i: ck.whiten(G64[i % 64])))
-    for kind, h, n, d in (("bf16", 8, 131072, 128), ("f16", 8, 131072, 128),
-                          ("f32", 8, 131072, 128), ("f64", 8, 131072, 128),
-                          ("bf16", 8, 1048576, 64), ("bf16", 32, 131072, 128),
-                          ("f32", 8, 1048576, 64)):
-        Ks = [to_cupy(torch.randn(h, n, d, device="cuda", dtype=torch.float32).to(BITS[kind]))
-              for _ in range(2)]
+    for kind, h, n, d in (
+        ("bf16", 8, 131072, 128),
+        ("f16", 8, 131072, 128),
+        ("f32", 8, 131072, 128),
+        ("f64", 8, 131072, 128),
+        ("bf16", 8, 1048576, 64),
+        ("bf16", 32, 131072, 128),
+        ("f32", 8, 1048576, 64),
+    ):
+        Ks = [
+            to_cupy(torch.randn(h, n, d, device="cuda", dtype=torch.float32).to(BITS[kind]))
+            for _ in range(2)
+        ]
         print(f"== {kind} ({h},{n},{d})")
         size = Ks[0].nbytes
         G = ck.gram(Ks[0])
@@ -256,14 +309,18 @@ def speed():
             show("gram wide", timed(lambda i: ck.gram(Ks[i % 2], wide=True, out=G)), size)
             show("gram wide, no head", timed(lambda i: ck.gram(Ks[i % 2], wide=flags, out=G)))
         show("block_grams 4096", timed(lambda i: ck.block_grams(Ks[i % 2], 4096)), size)
-        show("row_norms upper",
-             timed(lambda i: ck.row_norms(Ks[i % 2], W, triangular=True)), size)
+        show("row_norms upper", timed(lambda i: ck.row_norms(Ks[i % 2], W, triangular=True)), size)
         show("row_norms full", timed(lambda i: ck.row_norms(Ks[i % 2], W)), size)
         if kind in ("bf16", "f16"):
-            show("row_norms upper, flags, none wide",
-                 timed(lambda i: ck.row_norms(Ks[i % 2], W, triangular=True, wide=flags)))
-            show("row_norms upper wide",
-                 timed(lambda i: ck.row_norms(Ks[i % 2], W, triangular=True, wide=True)), size)
+            show(
+                "row_norms upper, flags, none wide",
+                timed(lambda i: ck.row_norms(Ks[i % 2], W, triangular=True, wide=flags)),
+            )
+            show(
+                "row_norms upper wide",
+                timed(lambda i: ck.row_norms(Ks[i % 2], W, triangular=True, wide=True)),
+                size,
+            )
         show("chain", timed(lambda i: ck.leverage(Ks[i % 2])))
         show("  graph", graphed(lambda i: ck.leverage(Ks[i % 2])))
         torch.cuda.synchronize()
@@ -280,8 +337,8 @@ def speed():
         torch.cuda.empty_cache()
 
 
-def press(K, k=48):
-    d = K.shape[-1]
+def press(K, k=48, dtype=torch.float32):
+    K, d = K.to(dtype), K.shape[-1]
     X = torch.matmul(K, torch.randn(1, d, k, device="cuda", dtype=K.dtype) / k**0.5)
     X = X - X.mean(dim=-2, keepdim=True)
     L = torch.linalg.cholesky((X.mT @ X).float() + 1e-3 * torch.eye(k, device="cuda"))
@@ -305,11 +362,16 @@ def peers():
         Ks = [torch.randn(h, n, d, device="cuda").to(BITS[kind]) for _ in range(2)]
         true = qr_scores(Ks[0])
         mine = torch.from_dlpack(ck.leverage(to_cupy(Ks[0]))[0])
-        print(f"== {kind}: max relative error, ours {relative(mine, true):.1e}, torch Gram "
-              f"{relative(torch_gram(Ks[0]), true):.1e}, QR {relative(torch_qr(Ks[0]), true):.1e},"
-              f" press {relative(press(Ks[0]), true):.1e}")
+        print(
+            f"== {kind}: max relative error, ours {relative(mine, true):.1e}, torch Gram "
+            f"{relative(torch_gram(Ks[0]), true):.1e}, QR {relative(torch_qr(Ks[0]), true):.1e},"
+            f" press {relative(press(Ks[0]), true):.1e}"
+        )
         for name, f in (("press", press), ("torch Gram + Cholesky", torch_gram)):
             show(name, timed(lambda i, f=f: f(Ks[i % 2]), 20, 3))
+        if kind == "bf16":
+            half = torch.bfloat16
+            show("press, products in bf16", timed(lambda i: press(Ks[i % 2], 48, half), 20, 3))
         show("torch QR", timed(lambda i: torch_qr(Ks[i % 2]), 20, 1))
 
 
@@ -341,15 +403,24 @@ def probe():
 
     for j in range(22, 29):
         x = 2.0**-j
-        print(f"2^-{j}: c=1 + 16 of them: {(step([x] * 16, 1.0) - 1) * 2**23:.3f} ulp of 2^-23;"
-              f" c=1 + 8: {(step([x] * 8 + [0] * 8, 1.0) - 1) * 2**23:.3f};"
-              f" 1 in the products + 15: {(step([1.0] + [x] * 15, 0.0) - 1) * 2**23:.3f};"
-              f" c=1 - 16: {(step([-x] * 16, 1.0) - 1) * 2**23:.3f};"
-              f" c=1 - 1: {(step([-x] + [0.0] * 15, 1.0) - 1) * 2**23:.3f}")
-    print("truncation: 1 + 1.75 2^-23 as 2^-23 + .75 2^-23:",
-          (step([2.0**-23, 0.75 * 2.0**-23] + [0.0] * 14, 1.0) - 1) * 2**23)
-    print("subnormal product:", step([1e-39] + [0.0] * 15, 0.0),
-          "overflow:", step([3e38] * 16, 0.0), step([-3e38] * 16, -3e38))
+        print(
+            f"2^-{j}: c=1 + 16 of them: {(step([x] * 16, 1.0) - 1) * 2**23:.3f} ulp of 2^-23;"
+            f" c=1 + 8: {(step([x] * 8 + [0] * 8, 1.0) - 1) * 2**23:.3f};"
+            f" 1 in the products + 15: {(step([1.0] + [x] * 15, 0.0) - 1) * 2**23:.3f};"
+            f" c=1 - 16: {(step([-x] * 16, 1.0) - 1) * 2**23:.3f};"
+            f" c=1 - 1: {(step([-x] + [0.0] * 15, 1.0) - 1) * 2**23:.3f}"
+        )
+    print(
+        "truncation: 1 + 1.75 2^-23 as 2^-23 + .75 2^-23:",
+        (step([2.0**-23, 0.75 * 2.0**-23] + [0.0] * 14, 1.0) - 1) * 2**23,
+    )
+    print(
+        "subnormal product:",
+        step([1e-39] + [0.0] * 15, 0.0),
+        "overflow:",
+        step([3e38] * 16, 0.0),
+        step([-3e38] * 16, -3e38),
+    )
 
 
 if __name__ == "__main__":
@@ -357,5 +428,7 @@ if __name__ == "__main__":
     for name in sys.argv[1:] or ["check", "probe", "speed", "peers"]:
         started = time.time()
         {"check": check, "probe": probe, "speed": speed, "peers": peers}[name]()
-        print(f"-- {name} {time.time() - started:.1f} s; {len(failures)} failures {failures[:12]}",
-              flush=True)
+        print(
+            f"-- {name} {time.time() - started:.1f} s; {len(failures)} failures {failures[:12]}",
+            flush=True,
+        )

@@ -22,6 +22,7 @@ MAX_COLUMNS = 128
 # Heads with a larger share than this, in units of d, are computed in float64: 16-bit products
 # with fp32 sums then err by up to 1e-5. The share is d for orthogonal columns.
 FAST_SHARE = 64.0
+_NULL = np.intp(0)
 # What kernels call the types; bfloat16 may come as its bits.
 _STORAGE = {"uint16": 0, "bfloat16": 0, "float16": 1, "float32": 2, "float64": 3}
 # Threads of a block, and blocks that fit on a multiprocessor, by padded width.
@@ -123,20 +124,14 @@ def _module(device: int, *macros: str) -> Any:
 
 
 def _launch(kernel: Any, grid: int, threads: int, *arguments: Any, shared: int) -> None:
-    """Launch a kernel with arrays (None: a null pointer), 32-bit integers, NumPy scalars."""
-    kernel(
-        (grid,),
-        (threads,),
-        tuple(
-            np.int32(x)
-            if isinstance(x, int)
-            else x
-            if isinstance(x, np.generic)
-            else np.intp(0 if x is None else x.data.ptr)
-            for x in arguments
-        ),
-        shared_mem=shared,
-    )
+    """Launch a kernel with arrays, None for a null pointer, 32-bit integers, NumPy scalars."""
+    passed = [_NULL if x is None else _int32(x) if type(x) is int else x for x in arguments]
+    kernel((grid,), (threads,), tuple(passed), shared_mem=shared)
+
+
+@functools.lru_cache(4096)
+def _int32(x: int) -> np.int32:
+    return np.int32(x)
 
 
 @functools.cache

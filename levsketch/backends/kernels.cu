@@ -11,35 +11,38 @@
 //
 // Tensor cores with fp32 accumulation. Products of two 16-bit numbers are exact (16 or 22
 // bits). One k16 step adds 16 of them to an accumulator: the addends are aligned to the
-// largest exponent e among them, cut off below 2^(e - f), added exactly, and the sum is
-// truncated to 24 bits. Hopper does it at once with f = 25, Ampere in two halves of eight with
-// f = 24 (seen in probes, not documented). An addend is at most M, the largest magnitude; of
-// the 17 the largest loses nothing. So a step is off by at most
-//     eps M,  eps = 16 2^-25 + 2^-23 < 2^-20 (Hopper),  2 (8 2^-24 + 2^-23) < 2^-19 (Ampere),
-// and always towards zero in the last truncation: a bias, not noise. (Underflow: products
-// below 2^-126 may be lost. Column norms of at least 2^-50 keep that below everything here;
-// squares beyond 2^127 become infinite and are seen on the diagonal of the Gram matrix.)
+// largest exponent e among them, cut off below 2^(e - f), added exactly, and the sum is cut to
+// 24 bits, towards zero: a bias, not noise. On Hopper all 17 addends at once with f = 25 (probed:
+// sixteen 2^-25 beside a 1 count in full, sixteen 2^-26 not at all); for Ampere two halves of
+// eight with f = 24 are reported. The largest addend loses nothing, so with S the sum of all
+// magnitudes a step is off by at most
+//     eps S,  eps = 16 2^-25 + 2^-23 = 5 2^-23 (Hopper),  2 (8 2^-24 + 2^-23) = 10 2^-23 (Ampere).
+// Nothing here is documented by the vendor: on other chips `probe` of the benchmark first.
+// Underflow: subnormal products count, what is below 2^-149 is lost; with columns of norm
+// 2^-50 or more that is below all else here. Beyond 2^128 a sum is infinite, and then so is (or NaN)
+// a diagonal entry of the Gram matrix.
 //
-// Gram matrix of 16-bit rows. At most 64 rows = 4 steps in fp32, then sums in float64. M of a
-// chunk is at most sum |k_ja k_jb| over it, hence
-//     |G~ - G|_ab <= gamma D_a D_b,  gamma = 4 eps + n u = 2^-18 (Hopper; seen: about 1e-7).
-// Gram matrix of wide rows (float32, float64, or 16 bits when asked for): products and sums in
-// float64 FMAs, m rows to a CTA, s CTAs:  gamma = (m + s + 1) u / (1 - ...) <= (n + 1) u;
-// with weights of rows two roundings more.
+// Gram matrix of 16-bit rows. At most 64 rows = 4 steps in fp32, then sums in float64. S of a
+// chunk is sum |k_ja k_jb| over it, hence by Cauchy and Schwarz
+//     |G~ - G|_ab <= gamma D_a D_b,  gamma = 4 eps + n u = 20 2^-23 = 2.4e-6 on Hopper
+// (seen: 7e-7 at most, 1e-7 typically). Gram matrix of wide rows (float32, float64, or 16 bits
+// when asked for): float64 FMAs, m rows to a CTA, s CTAs: gamma = (m + s + 1) u / (1 - ...),
+// at most (n + 1) u; with weights of rows two roundings more.
 //
 // What that does to scores: x^T (G~ - G) x <= gamma (sum_a D_a |x_a|)^2, and with x = W y
 //     <= gamma spread |y|^2,   spread = | |W|^T D |^2 <= d share,   share = sum_a D_a^2 |W_a|^2.
-// `whiten` returns both. The Cholesky factorisation and the inverse (by forward substitution
-// on [G | I], so that W R = I + E with |E| <= c |W||R|, c = (2 d + 20) u) add at most
-// (3 d + 30) u d share to that; share is | W |_F^2 for columns of norm one.
+// `whiten` returns both; the spread of nearly orthogonal columns is not far above d, where
+// d share is d^2. The Cholesky factorisation and the inverse (by forward substitution on
+// [G | I], so that W R = I + E with |E| <= c |W||R|, c = (2 d + 20) u) add at most
+// (3 d + 30) u d share to that; share is |W|_F^2 for columns of norm one.
 //
 // Row norms of 16-bit rows. W 2^-e = W1 + W2 (+ W3), columns scaled by powers of two:
 //     bfloat16, three parts: |W - sum| <= 2^-27 |W|; float16, two parts: 2^-22 |W| + 2^-50 max.
-// Smaller parts are added first, so that d / 16 steps round at the full size:
-//     |z~ - z| <= g |k||W|,  g = (d / 16 + 1) eps = 9 eps at d = 128 (seen: 1e-7 typically),
-// and the squares in fp32 add (d / 8 + 8) 2^-24 to the relative error of the norm squared.
-// | |k||W| | <= sqrt(spread) for rows of K, and <= |z| sqrt(d share) in any case.
-// Wide row norms: g = (d + 1) u, squares likewise.
+// Smaller parts are added first, so that DP / 16 steps round at the full size:
+//     |z~ - z| <= g |k||W|,  g = (DP / 16 + 2) eps = 50 2^-23 = 6e-6 at 128 columns
+// (seen: 3e-7 of |z| at most), and the squares in fp32 add (d / 8 + 8) 2^-24 to the relative error
+// of the norm squared. | |k||W| | <= sqrt(spread) for rows of K, and <= |z| sqrt(d share) always.
+// Wide row norms: g = (d + 1) u, squares likewise; 2^-24 where the result is float32.
 
 #if !defined(WHITEN)
 #if STORAGE == 0
