@@ -7,6 +7,7 @@ Figures are medians of device events; inputs rotate so that none is still in cac
 
 from __future__ import annotations
 
+import itertools
 import statistics
 import sys
 import time
@@ -222,8 +223,10 @@ def check():
             check_gram(kind, 3, n, d)
             check_norms(kind, 3, n, d)
         empty = cp.from_dlpack(torch.zeros(2, 0, 64, dtype=torch.float32, device="cuda"))
-        assert ck.gram(empty).shape == (2, 64, 64) and not ck.gram(empty).any()
-        assert ck.row_norms(empty, cp.zeros((2, 64, 64))).shape == (2, 0)
+        sums = ck.gram(empty)
+        verdict("no rows", float(sums.shape != (2, 64, 64) or bool(sums.any())), 0.0)
+        norms = ck.row_norms(empty, cp.zeros((2, 64, 64)))
+        verdict("no norms", float(norms.shape != (2, 0)), 0.0)
         for n, d in ((4097, 64), (4097, 128), (70001, 128), (4097, 17), (4097, 200)):
             check_chain(kind, n, d)
         if kind in ("bf16", "f16"):
@@ -252,7 +255,7 @@ def timed(run, repeats=30, warm=5):
         run(i)
         events[i + 1].record()
     events[-1].synchronize()
-    times = [cp.cuda.get_elapsed_time(a, b) for a, b in zip(events, events[1:], strict=False)]
+    times = [cp.cuda.get_elapsed_time(a, b) for a, b in itertools.pairwise(events)]
     return statistics.median(times)
 
 
@@ -279,62 +282,62 @@ def show(label, value, bytes_read=0):
 
 
 def speed():
-    G = cp.random.rand(64, 8, 128, 128)
     big = torch.randn(64, 8, 300, 128, device="cuda", dtype=torch.float64)
-    G = cp.from_dlpack((big.mT @ big).contiguous())
-    show("whiten (8, 128, 128)", timed(lambda i: ck.whiten(G[i % 64])))
-    show("  graph", graphed(lambda i: ck.whiten(G[i % 64])))
-    G64 = cp.ascontiguousarray(G[:, :, :64, :64])
-    show("whiten (8, 64, 64)", timed(lambda i: ck.whiten(G64[i % 64])))
+    for d in (128, 64):
+        G = cp.ascontiguousarray(cp.from_dlpack((big.mT @ big).contiguous())[:, :, :d, :d])
+        show(f"whiten (8, {d}, {d})", timed(lambda i, G=G: ck.whiten(G[i % 64])))
+    del big
     for kind, h, n, d in (
         ("bf16", 8, 131072, 128),
         ("f16", 8, 131072, 128),
         ("f32", 8, 131072, 128),
         ("f64", 8, 131072, 128),
         ("bf16", 8, 1048576, 64),
-        ("bf16", 32, 131072, 128),
         ("f32", 8, 1048576, 64),
+        ("bf16", 32, 131072, 128),
     ):
-        Ks = [
-            to_cupy(torch.randn(h, n, d, device="cuda", dtype=torch.float32).to(BITS[kind]))
-            for _ in range(2)
-        ]
-        print(f"== {kind} ({h},{n},{d})")
-        size = Ks[0].nbytes
-        G = ck.gram(Ks[0])
-        W = ck.whiten(G).W
-        flags = cp.zeros(h, dtype=cp.int32)
-        show("gram", timed(lambda i: ck.gram(Ks[i % 2], out=G)), size)
-        if kind in ("bf16", "f16"):
-            show("gram wide", timed(lambda i: ck.gram(Ks[i % 2], wide=True, out=G)), size)
-            show("gram wide, no head", timed(lambda i: ck.gram(Ks[i % 2], wide=flags, out=G)))
-        show("block_grams 4096", timed(lambda i: ck.block_grams(Ks[i % 2], 4096)), size)
-        show("row_norms upper", timed(lambda i: ck.row_norms(Ks[i % 2], W, triangular=True)), size)
-        show("row_norms full", timed(lambda i: ck.row_norms(Ks[i % 2], W)), size)
-        if kind in ("bf16", "f16"):
-            show(
-                "row_norms upper, flags, none wide",
-                timed(lambda i: ck.row_norms(Ks[i % 2], W, triangular=True, wide=flags)),
-            )
-            show(
-                "row_norms upper wide",
-                timed(lambda i: ck.row_norms(Ks[i % 2], W, triangular=True, wide=True)),
-                size,
-            )
-        show("chain", timed(lambda i: ck.leverage(Ks[i % 2])))
-        show("  graph", graphed(lambda i: ck.leverage(Ks[i % 2])))
+        speed_of(kind, h, n, d)
+        cp.get_default_memory_pool().free_all_blocks()
+        torch.cuda.empty_cache()
+
+
+def speed_of(kind, h, n, d):
+    print(f"== {kind} ({h},{n},{d})")
+    Ks = [
+        to_cupy(torch.randn(h, n, d, device="cuda", dtype=torch.float32).to(BITS[kind]))
+        for _ in range(2)
+    ]
+    narrow, size = kind in ("bf16", "f16"), Ks[0].nbytes
+    G = ck.gram(Ks[0])
+    W = ck.whiten(G).W
+    none = cp.zeros(h, dtype=cp.int32)
+
+    def norms(i, **options):
+        return ck.row_norms(Ks[i % 2], W, **options)
+
+    show("gram", timed(lambda i: ck.gram(Ks[i % 2], out=G)), size)
+    show("block_grams 4096", timed(lambda i: ck.block_grams(Ks[i % 2], 4096)), size)
+    show("row_norms upper", timed(lambda i: norms(i, triangular=True)), size)
+    show("row_norms full", timed(norms), size)
+    if narrow:
+        show("gram wide", timed(lambda i: ck.gram(Ks[i % 2], wide=True, out=G)), size)
+        show("gram wide, of no head", timed(lambda i: ck.gram(Ks[i % 2], wide=none, out=G)))
+        show("row_norms, flags", timed(lambda i: norms(i, triangular=True, wide=none)), size)
+        show("row_norms wide", timed(lambda i: norms(i, triangular=True, wide=True)), size)
+    for certified in (False, True) if narrow else (False,):
+        label = "chain, wide Gram" if certified else "chain"
+
+        def chain(i, certified=certified):
+            return ck.leverage(Ks[i % 2], certified=certified)
+
+        show(label, timed(chain))
+        show("  replayed as a graph", graphed(chain))
         torch.cuda.synchronize()
         started = time.perf_counter()
         for i in range(10):
-            ck.leverage(Ks[i % 2])
+            chain(i)
         show("  host time of it", (time.perf_counter() - started) * 100)
         torch.cuda.synchronize()
-        if kind in ("bf16", "f16"):
-            show("chain certified", timed(lambda i: ck.leverage(Ks[i % 2], certified=True)))
-            show("  graph", graphed(lambda i: ck.leverage(Ks[i % 2], certified=True)))
-        del Ks
-        cp.get_default_memory_pool().free_all_blocks()
-        torch.cuda.empty_cache()
 
 
 def press(K, k=48, dtype=torch.float32):
@@ -358,21 +361,22 @@ def torch_qr(K):
 
 
 def peers():
-    for kind, h, n, d in (("bf16", 8, 131072, 128), ("f32", 8, 131072, 128)):
+    h, n, d = 8, 131072, 128
+    for kind in ("bf16", "f32"):
         Ks = [torch.randn(h, n, d, device="cuda").to(BITS[kind]) for _ in range(2)]
         true = qr_scores(Ks[0])
-        mine = torch.from_dlpack(ck.leverage(to_cupy(Ks[0]))[0])
-        print(
-            f"== {kind}: max relative error, ours {relative(mine, true):.1e}, torch Gram "
-            f"{relative(torch_gram(Ks[0]), true):.1e}, QR {relative(torch_qr(Ks[0]), true):.1e},"
-            f" press {relative(press(Ks[0]), true):.1e}"
-        )
-        for name, f in (("press", press), ("torch Gram + Cholesky", torch_gram)):
-            show(name, timed(lambda i, f=f: f(Ks[i % 2]), 20, 3))
-        if kind == "bf16":
-            half = torch.bfloat16
-            show("press, products in bf16", timed(lambda i: press(Ks[i % 2], 48, half), 20, 3))
-        show("torch QR", timed(lambda i: torch_qr(Ks[i % 2]), 20, 1))
+        runs = {
+            "ours": lambda K: torch.from_dlpack(ck.leverage(to_cupy(K))[0]),
+            "press formula": press,
+            "press formula, products in bf16": lambda K: press(K, 48, torch.bfloat16),
+            "torch Gram + Cholesky": torch_gram,
+            "torch QR": torch_qr,
+        }
+        print(f"== {kind} ({h},{n},{d})")
+        for name, run in runs.items():
+            error = relative(run(Ks[0]), true)
+            took = timed(lambda i, run=run, Ks=Ks: run(Ks[i % 2]), 20, 3)
+            show(f"{name}, max relative error {error:.1e}", took)
 
 
 PROBE = r"""

@@ -19,8 +19,8 @@
 //     eps S,  eps = 16 2^-25 + 2^-23 = 5 2^-23 (Hopper),  2 (8 2^-24 + 2^-23) = 10 2^-23 (Ampere).
 // Nothing here is documented by the vendor: on other chips `probe` of the benchmark first.
 // Underflow: subnormal products count, what is below 2^-149 is lost; with columns of norm
-// 2^-50 or more that is below all else here. Beyond 2^128 a sum is infinite, and then so is (or NaN)
-// a diagonal entry of the Gram matrix.
+// 2^-50 or more that is below all else here. Beyond 2^128 a sum is infinite, and then a
+// diagonal entry of the Gram matrix is infinite or NaN.
 //
 // Gram matrix of 16-bit rows. At most 64 rows = 4 steps in fp32, then sums in float64. S of a
 // chunk is sum |k_ja k_jb| over it, hence by Cauchy and Schwarz
@@ -330,7 +330,7 @@ __device__ __forceinline__ Quad load_quad(const stored_t *p, index_t left, int a
 
 struct Part {
   int row0, row1, col0, col1, split;
-  // whether a tile is the first of its block row; split is odd, or beyond all tiles, so most never are
+  // whether a tile is the first of its block row: split is odd, or beyond all tiles
   __device__ bool begins(int tile) const { return tile == 0 || (tile % 2 && tile == split); }
   __device__ int row(int tile) const { return tile < split ? row0 : row1; }
   __device__ int col(int tile) const { return tile < split ? col0 + tile : col1 + tile; }
@@ -348,6 +348,11 @@ struct Span {
   index_t first, end;
   int count;
 };
+
+__device__ __forceinline__ int rows_of(const Span &span) {
+  const index_t rows = span.end - span.first;
+  return (int)(rows < MOST_ROWS ? rows : MOST_ROWS);
+}
 
 __device__ __forceinline__ Span span_of(index_t n, index_t block, int blocks, int splits,
                                         int chunk) {
@@ -408,7 +413,7 @@ extern "C" __global__ void __launch_bounds__(GRAM_THREADS, WIDE_CTAS)
   const int quad_row = tid / (DP / 4), quad_col = 4 * (tid % (DP / 4));
   const index_t chunk_stride = WIDE_ROWS * row_stride;
   const stored_t *at = K + (span.first + quad_row) * row_stride + quad_col;
-  int rows = (int)(span.end - span.first < MOST_ROWS ? span.end - span.first : MOST_ROWS) - quad_row;
+  int rows = rows_of(span) - quad_row;
   Quad held[QUADS];
   auto fetch = [&]() {
 #pragma unroll
@@ -633,7 +638,7 @@ extern "C" __global__ void __launch_bounds__(GRAM_THREADS, DP == 128 ? 2 : 5)
   const int place = copy_row * DP * 2 + ((group ^ (copy_row & 7)) << 4);
   const index_t chunk_stride = CHUNK * row_stride;
   const stored_t *from = K + (span.first + copy_row) * row_stride + 8 * group;
-  int rows = (int)(span.end - span.first < MOST_ROWS ? span.end - span.first : MOST_ROWS) - copy_row;
+  int rows = rows_of(span) - copy_row;
   if (8 * group >= d) rows = 0;
   auto fetch = [&](int chunk) {
     unsigned char *to = shared_gram + chunk % STAGES * STAGE_BYTES + place;
