@@ -100,10 +100,9 @@ def _stack(K: Any) -> _Stack:
     size = K.itemsize
     if (K.shape[2] > 1 and K.strides[2] != size) or any(s % size for s in K.strides):
         K = cp.ascontiguousarray(K)
-    device = K.data.device_id
-    return _Stack(
-        K, device, _STORAGE[K.dtype.name], *K.shape, K.strides[0] // size, K.strides[1] // size
-    )
+    (heads, n, d), (head_stride, row_stride) = K.shape, (s // size for s in K.strides[:2])
+    storage = _STORAGE[K.dtype.name]
+    return _Stack(K, K.data.device_id, storage, heads, n, d, head_stride, row_stride)
 
 
 @functools.cache
@@ -275,7 +274,8 @@ def whiten(
                 part[...] = 0
             return into
         if d > MAX_COLUMNS:
-            return cuda_wide.whiten(G, limit, selected, into)
+            cuda_wide.whiten(G, limit, selected, into)
+            return into
         selected = _contiguous(selected, np.int32)
         # for any d: what a kernel may have belongs to it, and not to a launch
         shared = 8 * (MAX_COLUMNS * (MAX_COLUMNS + 4) + 5 * MAX_COLUMNS)

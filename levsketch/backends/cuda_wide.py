@@ -38,7 +38,7 @@ def grams(K: Any, block: int, scale: Any, chosen: Any, out: Any) -> Any:
     return out
 
 
-def whiten(G: Any, limit: float, selected: Any, into: Any) -> Any:
+def whiten(G: Any, limit: float, selected: Any, into: Any) -> None:
     """Write whiteners of any width; a factor that is not one of G shows in the residual."""
     import cupy as cp
 
@@ -68,7 +68,6 @@ def whiten(G: Any, limit: float, selected: Any, into: Any) -> Any:
     into.stats[...] = cp.where(new[:, None], stats, into.stats)
     if selected is None:
         into.wide[...] = ~(fine & (share <= limit))
-    return into
 
 
 def row_norms(K: Any, W: Any, out: Any) -> Any:
