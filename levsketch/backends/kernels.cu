@@ -122,6 +122,7 @@ __device__ void eliminate_block(double *S, int pitch, int k0, double *pivots) {
 #pragma unroll
     for (int i = k + 1; i < 16; ++i) v[i] -= __shfl_sync(0xffffffffu, v[k], i) * v[k];
   }
+  __syncwarp();
   if (lane >= 16) {
 #pragma unroll
     for (int i = 0; i < 16; ++i) S[(k0 + i) * pitch + k0 + column] = v[i];
