@@ -29,6 +29,7 @@ from levsketch.algorithms.sensitivity import sensitivities
 from levsketch.algorithms.sensitivity_bounds import sensitivity_bounds
 from levsketch.algorithms.sketched_attention import sketched_attention
 from levsketch.algorithms.universal_set import universal_set
+from levsketch.backends.config import config_context
 from levsketch.estimators import (
     LeverageKeySelector,
     LpSensitivitySelector,
@@ -46,6 +47,7 @@ __all__ = [
     "LpSensitivitySelector",
     "StreamingAttentionSketch",
     "attention",
+    "config_context",
     "datasets",
     "functions",
     "heavy_attention",

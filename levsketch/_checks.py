@@ -17,6 +17,10 @@ MAX_ROWS = 2**63 - 1
 _LOOK = 1 << 18
 
 
+class NotFiniteError(ValueError):
+    """NaN or infinity in the input."""
+
+
 class LevsketchFormatError(ValueError):
     """A file or byte string is not a whole, valid levsketch state."""
 
@@ -117,7 +121,7 @@ def check_finite(X: Any, *, name: str = "X", offset: int = 0) -> None:
                 continue
             row, column, value = found
         kind = "NaN" if np.isnan(value) else "infinity (inf)"
-        raise ValueError(
+        raise NotFiniteError(
             f"Input {name} contains {kind} at row {offset + first + int(row)}, "
             f"column {int(column)}; every value must be finite."
         )

@@ -15,11 +15,15 @@ def show_versions() -> None:
     """
     import levsketch._kernels.blocks as blocks
     from levsketch.backends.cpu import thread_count
+    from levsketch.backends.device import gpu_names
 
     print(f"python: {sys.version.split()[0]} on {platform.platform()}")
-    for name in ("levsketch", "numpy", "scipy", "scikit-learn", "array-api-compat", "torch"):
+    names = ("levsketch", "numpy", "scipy", "scikit-learn", "array-api-compat", "torch")
+    for name in (*names, "cupy-cuda13x", "cupy-cuda12x"):
         try:
             print(f"{name}: {importlib.metadata.version(name)}")
         except importlib.metadata.PackageNotFoundError:
-            print(f"{name}: not installed")
+            if not name.startswith("cupy-"):
+                print(f"{name}: not installed")
+    print(f"gpu: {', '.join(gpu_names()) or 'none that CuPy can use'}")
     print(f"kernels: {blocks.tiles_name()}, {thread_count()} threads")

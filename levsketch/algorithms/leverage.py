@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from levsketch._checks import check_finite, check_real
+from levsketch._checks import NotFiniteError, check_finite, check_real
 from levsketch._typing import ArrayLike, FloatArray, Rows
 from levsketch.backends import Backend, backend_for
 from levsketch.backends.cpu import serial_blas
@@ -30,7 +30,9 @@ _WORK = 1 << 31
 _DOUBLING = GRAM_BUDGET / 64
 
 
-def leverage_scores(K: ArrayLike, *, ridge: float = 0.0, intercept: bool = False) -> Any:
+def leverage_scores(
+    K: ArrayLike, *, ridge: float = 0.0, intercept: bool = False, nan_policy: str = "raise"
+) -> Any:
     """Return the leverage score ``k_j^T (K^T K + ridge I)^+ k_j`` of every row.
 
     The score of a row is the largest share of ``sum_l <q, k_l>^2`` that it takes
@@ -47,11 +49,14 @@ def leverage_scores(K: ArrayLike, *, ridge: float = 0.0, intercept: bool = False
         Added to the diagonal of ``K^T K`` (units of K squared), not on the intercept.
     intercept : bool
         Score the rows ``[1, k_j]`` instead: invariant to shifting all rows.
+    nan_policy : {"raise", "propagate"}
+        What NaN or infinity in a problem of a stack does: an error, or NaN for all scores of that
+        problem and of no other.
 
     Returns
     -------
     array (..., n)
-        In the library of ``K``; float32 if K has at most 32 bits, else float64.
+        In the library and on the device of ``K``; float32 if K has at most 32 bits, else float64.
         All arithmetic is in float64.
 
     Raises
@@ -84,15 +89,27 @@ def leverage_scores(K: ArrayLike, *, ridge: float = 0.0, intercept: bool = False
     array([0.5, 0.5, 1. ])
     """
     ridge = check_real("ridge", ridge, low=0.0)
+    if nan_policy not in ("raise", "propagate"):
+        raise ValueError(f'nan_policy must be "raise" or "propagate", got {nan_policy!r}.')
     keys = keys_of("K", K)
-    out = np.empty(keys.shape[:-1], dtype=result_dtype(keys.dtype))
     backend = backend_for(keys)
-    for i in np.ndindex(keys.shape[:-2]):
-        with serial_blas():
-            whitening = whitening_of(backend, keys[i], ridge, intercept)
-            score_rows(backend, whitening, keys[i], intercept, out[i], top=1.0)
-        if not whitening.certified:
-            warn_uncertified(whitening)
+    out, left = backend.scores_at_once(keys, ridge, intercept)
+    for i in left:
+        here = isinstance(out, np.ndarray)
+        scores = out[i] if here else np.empty(keys.shape[-2], result_dtype(keys.dtype))
+        try:
+            with serial_blas():
+                whitening = whitening_of(backend, keys[i], ridge, intercept)
+                score_rows(backend, whitening, keys[i], intercept, scores, top=1.0)
+        except NotFiniteError as error:
+            if nan_policy == "raise":
+                raise NotFiniteError(f"problem {i}: {error}" if i else str(error)) from None
+            scores[:] = np.nan
+        else:
+            if not whitening.certified:
+                warn_uncertified(whitening)
+        if not here:  # on another device
+            out[i].set(scores)
     return like(out, K)
 
 

@@ -9,7 +9,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 from array_api_compat import array_namespace
+
+from .interchange import result_dtype
 
 
 class Backend:
@@ -26,6 +29,11 @@ class Backend:
         """Return ``X`` (n, d) as float32 or float64 rows, exactly where the type allows."""
         xp = array_namespace(X)
         return X if X.dtype in (xp.float32, xp.float64) else xp.astype(X, xp.float64)
+
+    def scores_at_once(self, K: Any, ridge: float, intercept: bool) -> tuple[Any, list[Any]]:
+        """Return room for scores (..., n) where rows live, and the problems still to be scored."""
+        lead = K.shape[:-2]
+        return np.empty(K.shape[:-1], result_dtype(K.dtype)), list(np.ndindex(*lead))
 
     def block_grams(self, K: Any, block: int, scale: Any = None) -> Any:
         """Return the Gram matrices (ceil(n / block), d, d) of consecutive row blocks.

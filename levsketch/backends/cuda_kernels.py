@@ -34,6 +34,8 @@ _NORM_THREADS = {"fast": 512, "wide": 256}
 _WHITEN_THREADS = 512
 # Rows that a step of the Gram kernels takes.
 _CHUNK = {"fast": 64, "wide": 16}
+# fp32 sums of 16-bit products lose nothing to underflow from this squared norm of a column on.
+_LEAST_SQUARE = 2.0**-100
 # Parts of 16 bits whose sum is W, by storage.
 _PARTS = {0: 3, 1: 2}
 
@@ -354,18 +356,37 @@ def _launch_norms_wide(stack: _Stack, W: Any, triangular: bool, chosen: Any, out
     stack.launch(name, _processors(stack.device), threads, *arguments, shared=shared)
 
 
-def leverage(K: Any, *, limit: float | None = None, certified: bool = False) -> tuple[Any, Any]:
+def leverage(
+    K: Any, *, limit: float | None = None, ridge: float = 0.0, certified: bool = False
+) -> tuple[Any, Any]:
     """Return the scores (heads, n) of all rows, and the `Whitened` that gave them.
 
-    Nothing here waits for the device. Heads of 16-bit rows beyond the limit are computed
-    again in float64; with ``certified`` every Gram matrix is. Scores are infinite in heads
-    whose factorisation broke down.
+    ``ridge`` is added to the diagonal of each Gram matrix. Nothing here waits for the device.
+    Heads of 16-bit rows beyond the limit, or with columns whose squares fp32 could lose, are
+    computed again in float64; with ``certified`` every Gram matrix is. Scores are infinite in
+    heads whose factorisation broke down.
     """
     narrow = K.dtype.itemsize == 2 and K.shape[2] <= MAX_COLUMNS
     G = gram(K, wide=True if certified else None)
+    _add_ridge(G, ridge)
     found = whiten(G, limit=limit)
     wide = found.wide if narrow else None
     if narrow and not certified:
+        with _on(K):
+            wide |= (G.diagonal(axis1=1, axis2=2) < _LEAST_SQUARE).any(axis=1)
         G = gram(K, wide=wide, out=G)
+        if ridge:  # once more where the matrix is new
+            with _on(K):
+                _add_ridge(G, ridge * (wide != 0)[:, None])
         found = whiten(G, selected=wide, into=found)
     return row_norms(K, found.W, triangular=True, wide=wide), found
+
+
+def _add_ridge(G: Any, ridge: Any) -> None:
+    """Add ``ridge``, a number or one for each head (heads, 1), to diagonals in place."""
+    import cupy as cp
+
+    if not isinstance(ridge, float) or ridge:
+        with _on(G):
+            places = cp.arange(G.shape[1])
+            G[:, places, places] += ridge

@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from array_api_compat import array_namespace
+from array_api_compat import array_namespace, device
 
-from .stored import Bfloat16Rows
+from .device import DeviceRows
+from .stored import Bfloat16Rows, StoredRows
 
 _CPU = 1  # kDLCPU of the DLPack standard
 
@@ -18,12 +19,14 @@ def is_foreign(X: Any) -> bool:
 
 
 def to_numpy(X: Any) -> Any:
-    """Return a foreign array as a NumPy view (bfloat16: a float32 copy); others unchanged.
+    """Return a foreign array as a NumPy view (bfloat16: a float32 copy; a copy from a GPU).
+
+    Others are returned unchanged.
 
     Raises
     ------
     TypeError
-        If the array lives on a device other than the CPU, or is a dask array.
+        If the array lives on a device other than the CPU or a GPU of CUDA, or is a dask array.
     """
     if type(X).__module__.partition(".")[0] == "dask":
         raise TypeError(
@@ -34,10 +37,13 @@ def to_numpy(X: Any) -> Any:
             return X.astype(np.float32)
         return X
     kind = f"{type(X).__module__.partition('.')[0]} array"
+    rows = DeviceRows.of(X)
+    if rows is not None:
+        return rows.on_host()
     if X.__dlpack_device__()[0] != _CPU:
         raise TypeError(
-            f"got a {kind} on a device other than the CPU; this version computes on the CPU: "
-            "copy it there first (torch: x.cpu(), CuPy: x.get())."
+            f"got a {kind} on a device that is neither the CPU nor a GPU of CUDA: copy it to the "
+            "CPU first (torch: x.cpu())."
         )
     if hasattr(X, "detach"):
         X = X.detach()
@@ -46,15 +52,18 @@ def to_numpy(X: Any) -> Any:
     return np.from_dlpack(X)
 
 
-def stored_rows(X: Any) -> Bfloat16Rows | None:
-    """Return a bfloat16 array as rows that share its memory; None for any other array.
+def stored_rows(X: Any) -> StoredRows | None:
+    """Return bfloat16 rows, or rows on a GPU, sharing their memory; None for any other array.
 
     Raises
     ------
     TypeError
-        If the array lives on a device other than the CPU.
+        If the array lives on another device.
     """
     if is_foreign(X):
+        rows = DeviceRows.of(X)
+        if rows is not None:
+            return rows
         if str(getattr(X, "dtype", None)) != "torch.bfloat16":
             return None
         # DLPack has the type, NumPy has not
@@ -66,13 +75,21 @@ def stored_rows(X: Any) -> Bfloat16Rows | None:
 
 
 def template_of(X: Any) -> Any:
-    """Return an empty array of the library of a foreign ``X`` (holding none of it), else None."""
-    return array_namespace(X).empty((0,)) if is_foreign(X) else None
+    """Return an empty array of the library and device of a foreign ``X``, else None."""
+    return array_namespace(X).empty((0,), device=device(X)) if is_foreign(X) else None
 
 
-def like(result: np.ndarray[Any, Any], template: Any) -> Any:
-    """Return ``result`` in the array library of ``template`` (NumPy for anything else)."""
-    return array_namespace(template).asarray(result) if is_foreign(template) else result
+def like(result: Any, template: Any) -> Any:
+    """Return ``result`` in the library and on the device of ``template`` (else NumPy's).
+
+    A result that is on the device already is not copied.
+    """
+    if not is_foreign(template):
+        return result
+    xp = array_namespace(template)
+    if isinstance(result, np.ndarray):
+        return xp.asarray(result, device=device(template))
+    return result if type(result) is type(template) else xp.from_dlpack(result)
 
 
 def rounded_up(bounds: np.ndarray[Any, Any], dtype: np.dtype[Any]) -> np.ndarray[Any, Any]:
