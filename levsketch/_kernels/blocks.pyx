@@ -31,7 +31,8 @@ cdef extern from "tiles.h" nogil:
             const void *, const double *, Py_ssize_t, Py_ssize_t, Py_ssize_t,
             double *, double *) noexcept nogil
         void (*row_squares)(
-            const void *, Py_ssize_t, Py_ssize_t, Py_ssize_t, const double *, double *) noexcept nogil
+            const void *, Py_ssize_t, Py_ssize_t, Py_ssize_t, const double *,
+            double *) noexcept nogil
 
     ctypedef struct lev_tiles:
         const char *name

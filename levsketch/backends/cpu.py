@@ -20,6 +20,7 @@ from levsketch._typing import BoolArray, FloatArray, Rows
 from . import csr_passes
 from .base import Backend
 from .csr import CsrRows
+from .device import DeviceRows
 from .stored import Bfloat16Rows, StoredRows
 
 # Below this many multiplications, a quarter of a millisecond, a parallel region may cost more than
@@ -138,6 +139,8 @@ class CpuBackend(Backend):
         if isinstance(X, Bfloat16Rows):
             bits = np.require(X.bits, requirements=["C", "A"])
             return X if bits is X.bits else Bfloat16Rows(bits)
+        if isinstance(X, DeviceRows):
+            return X.on_host()
         if isinstance(X, StoredRows):
             return X
         dtype = X.dtype.type if X.dtype.type in (np.float16, np.float32) else np.float64

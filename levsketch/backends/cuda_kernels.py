@@ -25,17 +25,16 @@ FAST_SHARE = 64.0
 _NULL = np.intp(0)
 # What kernels call the types; bfloat16 may come as its bits.
 _STORAGE = {"uint16": 0, "bfloat16": 0, "float16": 1, "float32": 2, "float64": 3}
-# Threads of a block, and blocks that fit on a multiprocessor, by padded width.
-_GRAM_RESIDENT = {
-    "fast": {(s, w): 5 if w == 64 else 2 for s in (0, 1) for w in (64, 128)},
-    "wide": {(s, w): 4 if w == 64 else 2 for s in range(4) for w in (64, 128)},
-}
+# Threads of a block.
 _NORM_THREADS = {"fast": 512, "wide": 256}
 _WHITEN_THREADS = 512
 # Rows that a step of the Gram kernels takes.
 _CHUNK = {"fast": 64, "wide": 16}
 # fp32 sums of 16-bit products lose nothing to underflow from this squared norm of a column on.
 _LEAST_SQUARE = 2.0**-100
+# Rows of a problem, or of a block, that one CTA takes at least, and how many CTAs share them at
+# most: whatever the number of problems, so that no sum depends on what is in the same stack.
+_PART, _MOST_PARTS = 2048, 240
 # Parts of 16 bits whose sum is W, by storage.
 _PARTS = {0: 3, 1: 2}
 
@@ -159,20 +158,6 @@ def _contiguous(x: Any, dtype: Any) -> Any:
     return cp.ascontiguousarray(x, dtype=dtype)
 
 
-@functools.cache
-def _splits(items: int, chunks: int, resident: int) -> int:
-    """Return into how many parts the rows of each item go so that no wave is mostly empty."""
-    best, best_use = 1, 0.0
-    for splits in range(1, max(1, min(chunks, 4 * resident // items + 1)) + 1):
-        waves = -(-items * splits // resident)
-        use = items * splits / (waves * resident)
-        if use > best_use + 0.02:
-            best, best_use = splits, use
-        if use > 0.96:
-            break
-    return best
-
-
 def gram(K: Any, scale: Any = None, *, wide: Any = None, out: Any = None) -> Any:
     """Return the Gram matrices ``K^T K`` of each head, (heads, d, d) float64.
 
@@ -227,8 +212,7 @@ def _launch_gram(stack: _Stack, path: str, scale: Any, chosen: Any, block: int, 
 
     heads, blocks, d, _ = out.shape
     width, panels, chunk = stack.width, stack.width // 16, _CHUNK[path]
-    resident = _GRAM_RESIDENT[path][stack.storage, width] * _processors(stack.device)
-    splits = _splits(heads * blocks, -(-min(block, stack.n) // chunk), resident)
+    splits = min(-(-min(block, stack.n) // _PART), _MOST_PARTS)
     grid = heads * blocks * splits
     size = panels * (panels + 1) * 128  # of the upper triangle, in tiles
     partial = cp.empty(grid * size)

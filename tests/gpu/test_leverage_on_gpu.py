@@ -47,7 +47,7 @@ def hard(seed=0, n=3000, d=32):
     base = rng.standard_normal((8, n, d))
     rotation = np.linalg.qr(rng.standard_normal((d, d)))[0]
     base[1] = (base[1] * np.geomspace(1, 1e-6, d)) @ rotation
-    base[2] = base[2][:, : d // 2] @ rng.integers(-2, 3, (d // 2, d))
+    base[2] = rng.integers(-2, 3, (n, d // 2)) @ rng.integers(-2, 3, (d // 2, d))
     base[3] *= 1e-4
     base[4] *= 1e3
     base[5, :, 0] = 0.0

@@ -104,6 +104,7 @@ def test_too_little_memory_means_smaller_parts_then_an_error(cp):
         np.testing.assert_array_equal(CudaBackend().block_grams(DeviceRows(device), 1024), true)
         moved = CudaBackend().whitened_row_norms(K, np.eye(64))
         np.testing.assert_array_equal(moved, norms)
+        pool.free_all_blocks()
         pool.set_limit(used + 512)
         with pytest.raises(MemoryError, match="bytes for 1024 rows"):
             CudaBackend().block_grams(DeviceRows(device), 1024)
