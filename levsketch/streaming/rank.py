@@ -17,7 +17,7 @@ from levsketch.backends.stored import StoredRows
 
 # Rows are looked at in chunks, so that none is widened whole, and of so few that a signal is seen
 # within a tenth of a second: a row that raises the rank costs d^2.
-_CHUNK, _WORK = 4096, 1 << 26
+_CHUNK, _WORK = 4096, 1 << 25
 
 
 def _chunk(d: int) -> int:
