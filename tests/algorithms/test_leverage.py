@@ -288,3 +288,20 @@ def test_half_precision_keys_are_never_copied_whole(dtype, params):
     tracemalloc.stop()
     whole = 4 * K.size
     assert peak < (whole if params else whole / 3)  # a column of ones makes copies of parts
+
+
+def test_what_is_no_number_may_be_confined_to_its_problem():
+    K = np.random.default_rng(3).standard_normal((2, 3, 1500, 5))
+    K[1, 0, 1400, 2] = np.inf
+    K[0, 2, 3, 4] = np.nan
+    with pytest.raises(ValueError, match=r"problem \(0, 2\): .* NaN at row 3, column 4"):
+        leverage_scores(K)
+    found = leverage_scores(K, nan_policy="propagate")
+    assert np.isnan(found[0, 2]).all()
+    assert np.isnan(found[1, 0]).all()
+    for i in ((0, 0), (0, 1), (1, 1), (1, 2)):
+        np.testing.assert_array_equal(found[i], leverage_scores(K[i]))
+    with pytest.raises(ValueError, match="Input X contains NaN at row 3, column 4"):
+        leverage_scores(K[0, 2])
+    with pytest.raises(ValueError, match='nan_policy must be "raise" or "propagate"'):
+        leverage_scores(K, nan_policy="omit")
