@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterator
 from contextvars import ContextVar
 
 from .device import check_device
 
 _BACKENDS = ("auto", "cpu", "cuda")
-_asked: ContextVar[str] = ContextVar("levsketch_backend", default="auto")
+_asked: ContextVar[str | None] = ContextVar("levsketch_backend", default=None)
 
 
 def backend_asked() -> str:
     """Return the backend that is asked for here: "auto", "cpu" or "cuda"."""
-    return _asked.get()
+    return _asked.get() or _checked(os.environ.get("LEVSKETCH_BACKEND", "auto"))
+
+
+def _checked(backend: str) -> str:
+    if backend not in _BACKENDS:
+        raise ValueError(f"backend must be one of {', '.join(_BACKENDS)}, got {backend!r}.")
+    return backend
 
 
 @contextlib.contextmanager
@@ -40,7 +47,8 @@ def config_context(*, backend: str = "auto") -> Iterator[None]:
 
     Notes
     -----
-    Holds for this thread, or task, alone.
+    Holds for this thread, or task, alone. The environment variable LEVSKETCH_BACKEND says what
+    holds outside of any context.
 
     Examples
     --------
@@ -49,9 +57,7 @@ def config_context(*, backend: str = "auto") -> Iterator[None]:
     ...     lv.leverage_scores([[1.0], [2.0]])
     array([0.2, 0.8])
     """
-    if backend not in _BACKENDS:
-        raise ValueError(f"backend must be one of {', '.join(_BACKENDS)}, got {backend!r}.")
-    if backend == "cuda":
+    if _checked(backend) == "cuda":
         check_device()
     token = _asked.set(backend)
     try:
