@@ -17,10 +17,6 @@ MAX_ROWS = 2**63 - 1
 _LOOK = 1 << 18
 
 
-class NotFiniteError(ValueError):
-    """NaN or infinity in the input."""
-
-
 class LevsketchFormatError(ValueError):
     """A file or byte string is not a whole, valid levsketch state."""
 
@@ -121,10 +117,19 @@ def check_finite(X: Any, *, name: str = "X", offset: int = 0) -> None:
                 continue
             row, column, value = found
         kind = "NaN" if np.isnan(value) else "infinity (inf)"
-        raise NotFiniteError(
+        raise ValueError(
             f"Input {name} contains {kind} at row {offset + first + int(row)}, "
             f"column {int(column)}; every value must be finite."
         )
+
+
+def is_finite(X: Any) -> bool:
+    """Return whether rows (n, d) hold neither NaN nor infinity."""
+    try:
+        check_finite(X)
+    except ValueError:
+        return False
+    return True
 
 
 def most_keys(d: int, eps: float, p: float = 2.0) -> float:

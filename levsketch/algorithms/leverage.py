@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from levsketch._checks import NotFiniteError, check_finite, check_real
+from levsketch._checks import check_finite, check_real, is_finite
 from levsketch._typing import ArrayLike, FloatArray, Rows
 from levsketch.backends import Backend, backend_for
 from levsketch.backends.cpu import serial_blas
@@ -97,15 +97,15 @@ def leverage_scores(
     for i in left:
         here = isinstance(out, np.ndarray)
         scores = out[i] if here else np.empty(keys.shape[-2], result_dtype(keys.dtype))
-        try:
-            with serial_blas():
-                whitening = whitening_of(backend, keys[i], ridge, intercept)
-                score_rows(backend, whitening, keys[i], intercept, scores, top=1.0)
-        except NotFiniteError as error:
-            if nan_policy == "raise":
-                raise NotFiniteError(f"problem {i}: {error}" if i else str(error)) from None
+        if nan_policy == "propagate" and not is_finite(keys[i]):
             scores[:] = np.nan
         else:
+            try:
+                with serial_blas():
+                    whitening = whitening_of(backend, keys[i], ridge, intercept)
+                    score_rows(backend, whitening, keys[i], intercept, scores, top=1.0)
+            except ValueError as error:
+                raise ValueError(f"problem {i}: {error}" if i else str(error)) from None
             if not whitening.certified:
                 warn_uncertified(whitening)
         if not here:  # on another device
