@@ -7,6 +7,7 @@ device from end to end, with a certificate for each problem.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -23,7 +24,7 @@ from .device import DeviceRows, cupy
 _ERROR = 0.05
 _U, _U32 = 2.0**-53, 2.0**-24
 # One step of a tensor core with fp32 sums is off by this share of the sum of magnitudes, as
-# probed on Hopper; twice as much is reported for the chips before (kernels.cu has the model).
+# probed on Hopper; twice as much is reported for the chips before (kernels/common.cu has the model).
 _STEP = {True: 5 * 2.0**-23, False: 10 * 2.0**-23}
 
 
@@ -106,8 +107,8 @@ class CudaBackend(CpuBackend):
         """Return scores (..., n) on the device, and the problems that need a closer look.
 
         Gram matrices, whiteners and norms of all problems in a few launches; 16-bit rows on
-        tensor cores with fp32 sums where their bound allows, others in float64. One look
-        from the host at the end: four numbers a problem, of which the certificate is made.
+        tensor cores with fp32 sums where their bound allows, others in float64. One look from
+        the host, while norms are computed: a few numbers a problem, which make the certificate.
         """
         if not isinstance(K, DeviceRows) or intercept or K.shape[-1] > kernels.MAX_COLUMNS:
             return super().scores_at_once(K, ridge, intercept)
@@ -116,32 +117,29 @@ class CudaBackend(CpuBackend):
         with K.array.device:
             stack = K.array.reshape(-1, n, d)
             try:
-                scores, found = kernels.leverage(stack, ridge=ridge)
-                bounds = error_bounds(K, found)
+                scores, _, report = kernels.leverage(stack, ridge=ridge)
                 cp.minimum(scores, 1.0, out=scores)
+                bounds = error_bounds(K, report)
             except cp.cuda.memory.OutOfMemoryError:
                 _free()
                 return super().scores_at_once(K, ridge, intercept)
             scores = scores.astype(K.dtype, copy=False).reshape(*lead, n)
-        places = list(np.ndindex(*lead))
-        return scores, [places[h] for h in np.flatnonzero(~(bounds <= _ERROR))]
+        left = np.flatnonzero(~(bounds <= _ERROR)).tolist()
+        return scores, [np.unravel_index(h, lead) if lead else () for h in left]
 
 
-def error_bounds(K: DeviceRows, found: kernels.Whitened) -> FloatArray:
+def error_bounds(K: DeviceRows, report: kernels.Report) -> FloatArray:
     """Return bounds (heads,) on the relative error of whitened norms; infinite if there is none.
 
     With the share and the spread of `cuda_kernels.Whitened`, and gamma and g of the path that a
     problem took: ``gamma spread`` from the Gram matrix, ``(3 d + 30) u d share`` from its factor
     and the inverse, ``g sqrt(d share)`` from the product, and the rounding of its squares. The
-    error model and its proof are at the top of kernels.cu.
+    error model and its proof are at the top of kernels/common.cu.
     """
     n, d = K.shape[-2:]
-    stats, info = found.stats.get(), found.info.get()
-    fast = np.zeros(len(info), np.bool_)
-    if K.array.dtype.itemsize == 2:
-        fast = found.wide.get() == 0
-    hopper = int(K.array.device.compute_capability) >= 90
-    step, width = _STEP[hopper], 64 if d <= 64 else 128
+    info, stats, wide = report.parts()
+    fast = (wide == 0) & (K.array.dtype.itemsize == 2)
+    step, width = _STEP[_is_hopper(K.array.data.device_id)], 64 if d <= 64 else 128
     share, spread = stats[:, 0], stats[:, 1]
     gamma = np.where(fast, 4 * step, 0.0) + (n + 2) * _U
     g = np.where(fast, (width / 16 + 2) * step, (d + 1) * _U)
@@ -149,6 +147,11 @@ def error_bounds(K: DeviceRows, found: kernels.Whitened) -> FloatArray:
     with np.errstate(invalid="ignore", over="ignore"):
         bound = gamma * spread + (3 * d + 30) * _U * d * share + g * np.sqrt(d * share) + squares
     return np.where((info == 0) & np.isfinite(bound), bound, np.inf)
+
+
+@functools.cache
+def _is_hopper(device: int) -> bool:
+    return int(cupy().cuda.Device(device).compute_capability) >= 90
 
 
 def _in_parts(

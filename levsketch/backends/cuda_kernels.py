@@ -1,4 +1,4 @@
-"""Launches of ``kernels.cu`` on CuPy arrays: Gram matrices, whiteners, row norms of stacks.
+"""Launches of the files in ``kernels`` on CuPy arrays: Gram matrices, whiteners, row norms of stacks.
 
 Rows K are (heads, n, d), columns contiguous, strides of heads and rows free: float64, float32,
 float16, or bfloat16 (as that dtype or its bits in uint16). Results live on the same device and
@@ -37,6 +37,12 @@ _LEAST_SQUARE = 2.0**-100
 _PART, _MOST_PARTS = 2048, 240
 # Parts of 16 bits whose sum is W, by storage.
 _PARTS = {0: 3, 1: 2}
+# What is compiled together, by the file that gives it its name.
+_FILES = {
+    "whiten": ("common", "whiten"),
+    "gram": ("common", "rows", "gram"),
+    "norms": ("common", "rows", "norms"),
+}
 
 
 class Whitened(NamedTuple):
@@ -53,13 +59,51 @@ class Whitened(NamedTuple):
         most d times the share; ``sqrt(share)``, which is ``||W||_F`` for columns of norm
         one; the smallest pivot as a part of its diagonal entry. Infinite where info is set.
     wide : (heads,) int32
-        1 where info is set or the share is beyond the limit.
+        1 where info is set, the share is beyond the limit, or a square is too small.
+    report : (40 heads,) uint8
+        The memory of stats, info and wide, which is brought to the host at once.
     """
 
     W: Any
     info: Any
     stats: Any
     wide: Any
+    report: Any
+
+    @classmethod
+    def empty(cls, heads: int, d: int) -> Whitened:
+        """Return room on the current device."""
+        import cupy as cp
+
+        report = cp.empty(40 * heads, np.uint8)
+        return cls(cp.empty((heads, d, d)), *_parts_of(report), report)
+
+
+def _parts_of(report: Any) -> tuple[Any, Any, Any]:
+    """Return info, stats and wide of a report, on the host or on a device."""
+    heads = len(report) // 40
+    info, wide = report[32 * heads : 36 * heads], report[36 * heads :]
+    stats = report[: 32 * heads].view(np.float64).reshape(heads, 4)
+    return info.view(np.int32), stats, wide.view(np.int32)
+
+
+class Report:
+    """Copy of a `Whitened`'s report on its way to the host, behind what was launched before it."""
+
+    def __init__(self, found: Whitened) -> None:
+        import cupy as cp
+
+        size = found.report.nbytes
+        self._kept = found.report, cp.cuda.alloc_pinned_memory(max(size, 1))
+        self._host = np.frombuffer(self._kept[1], np.uint8, size)
+        stream = cp.cuda.get_current_stream()
+        found.report.data.copy_to_host_async(self._kept[1].ptr, size, stream)
+        self._there = stream.record(cp.cuda.Event(disable_timing=True))
+
+    def parts(self) -> tuple[Any, Any, Any]:
+        """Return info, stats and wide on the host, once they are there."""
+        self._there.synchronize()
+        return _parts_of(self._host)
 
 
 class _Stack(NamedTuple):
@@ -87,8 +131,11 @@ class _Stack(NamedTuple):
     def arguments(self) -> tuple[Any, ...]:
         return self.K, *map(np.int64, (self.head_stride, self.row_stride, self.n))
 
-    def launch(self, name: str, grid: int, threads: int, *arguments: Any, shared: int = 0) -> None:
-        kernel = _kernel(self.device, name, shared, f"STORAGE={self.storage}", f"DP={self.width}")
+    def launch(
+        self, file: str, name: str, grid: int, threads: int, *arguments: Any, shared: int = 0
+    ) -> None:
+        macros = _macros(self.storage, self.width)
+        kernel = _kernel(self.device, file, name, shared, *macros)
         _launch(kernel, grid, threads, *arguments, shared=shared)
 
 
@@ -107,19 +154,25 @@ def _stack(K: Any) -> _Stack:
 
 
 @functools.cache
-def _kernel(device: int, name: str, shared: int, *macros: str) -> Any:
+def _macros(storage: int, width: int) -> tuple[str, str]:
+    return f"STORAGE={storage}", f"DP={width}"
+
+
+@functools.cache
+def _kernel(device: int, file: str, name: str, shared: int, *macros: str) -> Any:
     """Return a kernel that may have ``shared`` bytes, compiled at first use for a device."""
-    kernel = _module(device, *macros).get_function(name)
+    kernel = _module(device, file, *macros).get_function(name)
     if shared > 48 << 10:
         kernel.max_dynamic_shared_size_bytes = shared
     return kernel
 
 
 @functools.cache
-def _module(device: int, *macros: str) -> Any:
+def _module(device: int, file: str, *macros: str) -> Any:
     import cupy as cp  # keeps the binary on disk
 
-    code = Path(__file__).with_name("kernels.cu").read_text(encoding="utf-8")
+    folder = Path(__file__).with_name("kernels")
+    code = "\n".join((folder / f"{f}.cu").read_text(encoding="utf-8") for f in _FILES[file])
     return cp.RawModule(code=code, options=("-std=c++17", *(f"-D{m}" for m in macros)))
 
 
@@ -224,13 +277,18 @@ def _launch_gram(stack: _Stack, path: str, scale: Any, chosen: Any, block: int, 
     else:
         shared = 2 * chunk * (width + 4) * 8
         arguments = (*rows, d, stack.aligned(4), scale, *ranges, chosen, partial)
-    stack.launch(f"gram_{path}", grid, threads, *arguments, shared=shared)
+    stack.launch("gram", f"gram_{path}", grid, threads, *arguments, shared=shared)
     pieces = heads * blocks * (size // 256)
-    stack.launch("gram_sum", pieces, 256, partial, out, d, blocks, splits, chosen)
+    stack.launch("gram", "gram_sum", pieces, 256, partial, out, d, blocks, splits, chosen)
 
 
 def whiten(
-    G: Any, *, limit: float | None = None, selected: Any = None, into: Whitened | None = None
+    G: Any,
+    *,
+    limit: float | None = None,
+    least_square: float = 0.0,
+    selected: Any = None,
+    into: Whitened | None = None,
 ) -> Whitened:
     """Return upper triangular W with ``W^T G W = I`` for each Gram matrix of a stack.
 
@@ -240,34 +298,33 @@ def whiten(
         Symmetric; the upper triangles are read.
     limit : float, optional
         Share beyond which a head is marked as wide; `FAST_SHARE` times d unless given.
+    least_square : float
+        A head with a smaller number on its diagonal is marked, too.
     selected : (heads,) int32 array, optional
         Heads named 0 are left as ``into`` has them, and ``into.wide`` stays as it is.
     into : Whitened, optional
         Where to write.
     """
-    import cupy as cp
-
     heads, d, _ = G.shape
     limit = FAST_SHARE * d if limit is None else limit
     with _on(G):
         G = _contiguous(G, np.float64)
         marked = into is None or selected is None
-        if into is None:
-            W, stats = cp.empty((heads, d, d)), cp.empty((heads, 4))
-            into = Whitened(W, cp.empty(heads, np.int32), stats, cp.empty(heads, np.int32))
+        into = Whitened.empty(heads, d) if into is None else into
         if d == 0 or heads == 0:
             for part in into:
                 part[...] = 0
             return into
         if d > MAX_COLUMNS:
-            cuda_wide.whiten(G, limit, selected, into)
+            cuda_wide.whiten(G, limit, least_square, selected, into)
             return into
         selected = _contiguous(selected, np.int32)
         # for any d: what a kernel may have belongs to it, and not to a launch
         shared = 8 * (MAX_COLUMNS * (MAX_COLUMNS + 4) + 5 * MAX_COLUMNS)
-        kernel = _kernel(G.data.device_id, "whiten", shared, "WHITEN")
+        kernel = _kernel(G.data.device_id, "whiten", "whiten", shared)
+        limits = np.float64(limit), np.float64(least_square)
         wide = into.wide if marked else None
-        arguments = (G, into.W, d, into.info, into.stats, np.float64(limit), wide, selected)
+        arguments = G, into.W, d, into.info, into.stats, *limits, wide, selected
         _launch(kernel, heads, _WHITEN_THREADS, *arguments, shared=shared)
     return into
 
@@ -323,12 +380,12 @@ def _launch_norms_fast(stack: _Stack, W: Any, triangular: bool, chosen: Any, out
     heads, d, c = W.shape
     width, size = stack.width, _PARTS[stack.storage] * stack.width**2
     parts, scales = cp.empty((heads, size), np.uint16), cp.empty((heads, width), np.float32)
-    stack.launch("split_whitener", heads * (width // 32), 256, W, d, c, parts, scales)
+    stack.launch("norms", "split_whitener", heads * (width // 32), 256, W, d, c, parts, scales)
     threads = _NORM_THREADS["fast"]
     shared = 2 * size + 4 * width + 2 * threads * width  # W, scales, a row for each thread
     arguments = *stack.arguments(), heads, d, stack.aligned(8), parts, scales, chosen, out
     name = "norms_fast_upper" if triangular else "norms_fast_full"
-    stack.launch(name, _processors(stack.device), threads, *arguments, shared=shared)
+    stack.launch("norms", name, _processors(stack.device), threads, *arguments, shared=shared)
 
 
 def _launch_norms_wide(stack: _Stack, W: Any, triangular: bool, chosen: Any, out: Any) -> None:
@@ -337,33 +394,33 @@ def _launch_norms_wide(stack: _Stack, W: Any, triangular: bool, chosen: Any, out
     arguments = *stack.arguments(), heads, d, c, stack.aligned(4), W, chosen, out
     name = "norms_wide_upper" if triangular else "norms_wide_full"
     threads = _NORM_THREADS["wide"]
-    stack.launch(name, _processors(stack.device), threads, *arguments, shared=shared)
+    stack.launch("norms", name, _processors(stack.device), threads, *arguments, shared=shared)
 
 
 def leverage(
     K: Any, *, limit: float | None = None, ridge: float = 0.0, certified: bool = False
-) -> tuple[Any, Any]:
-    """Return the scores (heads, n) of all rows, and the `Whitened` that gave them.
+) -> tuple[Any, Whitened, Report]:
+    """Return the scores (heads, n) of all rows, the `Whitened` that gave them, and its report.
 
-    ``ridge`` is added to the diagonal of each Gram matrix. Nothing here waits for the device.
-    Heads of 16-bit rows beyond the limit, or with columns whose squares fp32 could lose, are
-    computed again in float64; with ``certified`` every Gram matrix is. Scores are infinite in
-    heads whose factorisation broke down.
+    ``ridge`` is added to the diagonal of each Gram matrix. Nothing here waits for the device;
+    the report comes while it computes the norms. Heads of 16-bit rows beyond the limit, or with
+    columns whose squares fp32 could lose, are computed again in float64; with ``certified``
+    every Gram matrix is. Scores are infinite in heads whose factorisation broke down.
     """
-    narrow = K.dtype.itemsize == 2 and K.shape[2] <= MAX_COLUMNS
-    G = gram(K, wide=True if certified else None)
-    _add_ridge(G, ridge)
-    found = whiten(G, limit=limit)
-    wide = found.wide if narrow else None
-    if narrow and not certified:
-        with _on(K):
-            wide |= (G.diagonal(axis1=1, axis2=2) < _LEAST_SQUARE).any(axis=1)
-        G = gram(K, wide=wide, out=G)
-        if ridge:  # once more where the matrix is new
-            with _on(K):
+    with _on(K):
+        narrow = K.dtype.itemsize == 2 and K.shape[2] <= MAX_COLUMNS
+        G = gram(K, wide=True if certified else None)
+        _add_ridge(G, ridge)
+        again = narrow and not certified
+        found = whiten(G, limit=limit, least_square=_LEAST_SQUARE if again else 0.0)
+        wide = found.wide if narrow else None
+        if again:
+            G = gram(K, wide=wide, out=G)
+            if ridge:  # once more where the matrix is new
                 _add_ridge(G, ridge * (wide != 0)[:, None])
-        found = whiten(G, selected=wide, into=found)
-    return row_norms(K, found.W, triangular=True, wide=wide), found
+            found = whiten(G, selected=wide, into=found)
+        report = Report(found)
+        return row_norms(K, found.W, triangular=True, wide=wide), found, report
 
 
 def _add_ridge(G: Any, ridge: Any) -> None:

@@ -38,7 +38,7 @@ def grams(K: Any, block: int, scale: Any, chosen: Any, out: Any) -> Any:
     return out
 
 
-def whiten(G: Any, limit: float, selected: Any, into: Any) -> None:
+def whiten(G: Any, limit: float, least_square: float, selected: Any, into: Any) -> None:
     """Write whiteners of any width; a factor that is not one of G shows in the residual."""
     import cupy as cp
 
@@ -67,7 +67,7 @@ def whiten(G: Any, limit: float, selected: Any, into: Any) -> None:
     into.info[...] = cp.where(new, cp.where(fine, 0, d), into.info)
     into.stats[...] = cp.where(new[:, None], stats, into.stats)
     if selected is None:
-        into.wide[...] = ~(fine & (share <= limit))
+        into.wide[...] = ~(fine & (share <= limit) & (squares >= least_square).all(axis=1))
 
 
 def row_norms(K: Any, W: Any, out: Any) -> Any:
