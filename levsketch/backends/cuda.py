@@ -17,6 +17,7 @@ from levsketch._typing import FloatArray, Rows
 
 from . import cuda_kernels as kernels
 from .cpu import CpuBackend
+from .cuda_report import Report
 from .device import DeviceRows, cupy
 
 # Relative errors of whitened norms up to which scores are taken as they come from the device, as
@@ -24,7 +25,8 @@ from .device import DeviceRows, cupy
 _ERROR = 0.05
 _U, _U32 = 2.0**-53, 2.0**-24
 # One step of a tensor core with fp32 sums is off by this share of the sum of magnitudes, as
-# probed on Hopper; twice as much is reported for the chips before (kernels/common.cu has the model).
+# probed on Hopper; twice as much is reported for the chips before (the model is in
+# kernels/common.cu).
 _STEP = {True: 5 * 2.0**-23, False: 10 * 2.0**-23}
 
 
@@ -128,10 +130,10 @@ class CudaBackend(CpuBackend):
         return scores, [np.unravel_index(h, lead) if lead else () for h in left]
 
 
-def error_bounds(K: DeviceRows, report: kernels.Report) -> FloatArray:
+def error_bounds(K: DeviceRows, report: Report) -> FloatArray:
     """Return bounds (heads,) on the relative error of whitened norms; infinite if there is none.
 
-    With the share and the spread of `cuda_kernels.Whitened`, and gamma and g of the path that a
+    With the share and the spread of `cuda_report.Whitened`, and gamma and g of the path that a
     problem took: ``gamma spread`` from the Gram matrix, ``(3 d + 30) u d share`` from its factor
     and the inverse, ``g sqrt(d share)`` from the product, and the rounding of its squares. The
     error model and its proof are at the top of kernels/common.cu.
