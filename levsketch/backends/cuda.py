@@ -13,12 +13,14 @@ from typing import Any
 
 import numpy as np
 
-from levsketch._typing import FloatArray, Rows
+from levsketch._typing import BoolArray, FloatArray, Rows
 
 from . import cuda_kernels as kernels
 from .cpu import CpuBackend
+from .csr import CsrRows
 from .cuda_report import Report
 from .device import DeviceRows, cupy
+from .transfers import to_device
 
 # Relative errors of whitened norms up to which scores are taken as they come from the device, as
 # proved bounds; what is seen is a thousand times less.
@@ -40,8 +42,10 @@ class CudaBackend(CpuBackend):
     name = "cuda"
 
     def rows(self, X: Any) -> Any:
-        """Return rows on a GPU as they are; host rows as the CPU reads them."""
-        return X if isinstance(X, DeviceRows) else super().rows(X)
+        """Return rows on a GPU as they are, others on the current device; sparse ones stay."""
+        if isinstance(X, (DeviceRows, CsrRows)):
+            return X
+        return _moved(super().rows(X))
 
     def block_grams(self, K: Rows, block: int, scale: FloatArray | None = None) -> FloatArray:
         """Return the Gram matrices (ceil(n / block), d, d) of consecutive row blocks."""
@@ -118,20 +122,28 @@ class CudaBackend(CpuBackend):
         lead, (n, d) = K.shape[:-2], K.shape[-2:]
         with K.array.device:
             stack = K.array.reshape(-1, n, d)
+            narrow = stack.dtype.itemsize == 2
             try:
-                scores, _, report = kernels.leverage(stack, ridge=ridge)
+                scores, report = kernels.leverage(stack, ridge=ridge)
+                bounds, wide = error_bounds(K, report, fast=narrow)
+                for h in np.flatnonzero(wide & narrow).tolist():
+                    scores[h : h + 1], report = kernels.leverage(
+                        stack[h : h + 1], ridge=ridge, wide=True
+                    )
+                    bounds[h] = error_bounds(K, report, fast=False)[0][0]
                 cp.minimum(scores, 1.0, out=scores)
-                bounds = error_bounds(K, report)
             except cp.cuda.memory.OutOfMemoryError:
                 _free()
                 return super().scores_at_once(K, ridge, intercept)
             scores = scores.astype(K.dtype, copy=False).reshape(*lead, n)
         left = np.flatnonzero(~(bounds <= _ERROR)).tolist()
-        return scores, [np.unravel_index(h, lead) if lead else () for h in left]
+        return scores, [tuple(int(i) for i in np.unravel_index(h, lead)) for h in left]
 
 
-def error_bounds(K: DeviceRows, report: Report) -> FloatArray:
-    """Return bounds (heads,) on the relative error of whitened norms; infinite if there is none.
+def error_bounds(K: DeviceRows, report: Report, *, fast: bool) -> tuple[FloatArray, BoolArray]:
+    """Return bounds (heads,) on the relative error of whitened norms, and which heads want float64.
+
+    Infinite if there is none.
 
     With the share and the spread of `cuda_report.Whitened`, and gamma and g of the path that a
     problem took: ``gamma spread`` from the Gram matrix, ``(3 d + 30) u d share`` from its factor
@@ -140,15 +152,14 @@ def error_bounds(K: DeviceRows, report: Report) -> FloatArray:
     """
     n, d = K.shape[-2:]
     info, stats, wide = report.parts()
-    fast = (wide == 0) & (K.array.dtype.itemsize == 2)
     step, width = _STEP[_is_hopper(K.array.data.device_id)], 64 if d <= 64 else 128
     share, spread = stats[:, 0], stats[:, 1]
-    gamma = np.where(fast, 4 * step, 0.0) + (n + 2) * _U
-    g = np.where(fast, (width / 16 + 2) * step, (d + 1) * _U)
-    squares = (d / 8 + 8) * np.where(fast, _U32, _U) + (_U32 if K.dtype == np.float32 else 0.0)
+    gamma = (4 * step if fast else 0.0) + (n + 2) * _U
+    g = (width / 16 + 2) * step if fast else (d + 1) * _U
+    squares = (d / 8 + 8) * (_U32 if fast else _U) + (_U32 if K.dtype == np.float32 else 0.0)
     with np.errstate(invalid="ignore", over="ignore"):
         bound = gamma * spread + (3 * d + 30) * _U * d * share + g * np.sqrt(d * share) + squares
-    return np.where((info == 0) & np.isfinite(bound), bound, np.inf)
+    return np.where((info == 0) & np.isfinite(bound), bound, np.inf), wide != 0
 
 
 @functools.cache
@@ -187,7 +198,7 @@ def _in_parts(
 def _moved(K: Any) -> DeviceRows:
     """Return host rows of any form on the current device."""
     bits = getattr(K, "bits", None)
-    return DeviceRows(cupy().asarray(np.asarray(K) if bits is None else bits))
+    return DeviceRows(to_device(np.asarray(K) if bits is None else bits))
 
 
 def _free() -> None:

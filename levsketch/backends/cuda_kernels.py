@@ -337,37 +337,21 @@ def _launch_norms_wide(stack: _Stack, W: Any, triangular: bool, chosen: Any, out
     stack.launch("norms", name, _processors(stack.device), threads, *arguments, shared=shared)
 
 
-def leverage(
-    K: Any, *, limit: float | None = None, ridge: float = 0.0, certified: bool = False
-) -> tuple[Any, Whitened, Report]:
-    """Return the scores (heads, n) of all rows, the `Whitened` that gave them, and its report.
+def leverage(K: Any, *, ridge: float = 0.0, wide: bool = False) -> tuple[Any, Report]:
+    """Return the scores (heads, n) of all rows, and the report of the whiteners that gave them.
 
-    ``ridge`` is added to the diagonal of each Gram matrix. Nothing here waits for the device;
-    the report comes while it computes the norms. Heads of 16-bit rows beyond the limit, or with
-    columns whose squares fp32 could lose, are computed again in float64; with ``certified``
-    every Gram matrix is. Scores are infinite in heads whose factorisation broke down.
+    ``ridge`` is added to the diagonal of each Gram matrix. 16-bit rows are computed in fp32
+    sums unless ``wide``; the report then names the heads to which that is not good enough, for
+    their share or for columns whose squares fp32 could lose. Nothing here waits for the device;
+    the report comes while it computes the norms. Scores are infinite in heads whose
+    factorisation broke down.
     """
     with _on(K):
-        narrow = K.dtype.itemsize == 2 and K.shape[2] <= MAX_COLUMNS
-        G = gram(K, wide=True if certified else None)
-        _add_ridge(G, ridge)
-        again = narrow and not certified
-        found = whiten(G, limit=limit, least_square=_LEAST_SQUARE if again else 0.0)
-        wide = found.wide if narrow else None
-        if again:
-            G = gram(K, wide=wide, out=G)
-            if ridge and wide is not None:  # once more where the matrix is new
-                _add_ridge(G, ridge * (wide != 0)[:, None])
-            found = whiten(G, selected=wide, into=found)
-        report = Report(found)
-        return row_norms(K, found.W, triangular=True, wide=wide), found, report
-
-
-def _add_ridge(G: Any, ridge: Any) -> None:
-    """Add ``ridge``, a number or one for each head (heads, 1), to diagonals in place."""
-    import cupy as cp
-
-    if not isinstance(ridge, float) or ridge:
-        with _on(G):
-            places = cp.arange(G.shape[1])
+        fast = K.dtype.itemsize == 2 and K.shape[2] <= MAX_COLUMNS and not wide
+        G = gram(K, wide=True if wide else None)
+        if ridge:
+            places = np.arange(G.shape[1])
             G[:, places, places] += ridge
+        found = whiten(G, least_square=_LEAST_SQUARE if fast else 0.0)
+        report = Report(found)
+        return row_norms(K, found.W, triangular=True, wide=True if wide else None), report

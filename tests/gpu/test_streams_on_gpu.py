@@ -105,7 +105,7 @@ def test_too_little_memory_means_smaller_parts_then_an_error(cp):
         moved = CudaBackend().whitened_row_norms(K, np.eye(64))
         np.testing.assert_array_equal(moved, norms)
         pool.free_all_blocks()
-        pool.set_limit(used + 512)
+        pool.set_limit(pool.total_bytes() + 512)
         with pytest.raises(MemoryError, match="bytes for 1024 rows"):
             CudaBackend().block_grams(DeviceRows(device), 1024)
     finally:
