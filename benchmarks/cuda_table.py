@@ -1,4 +1,4 @@
-"""Time leverage_scores of stacks on a GPU against its floor, against what people use, and attention.
+"""Time leverage_scores of stacks on a GPU against its floor, what people use, and attention.
 
     python benchmarks/cuda_table.py [--peers] [--prefill] [--heads] [--stream]
 
@@ -92,9 +92,8 @@ def scores_table(rate):
         K = Ks[0][:1]
         error = relative(lv.leverage_scores(K), qr_scores(K))
         label = f"{kind} {shape}"
-        print(
-            f"{label:>26} {took:7.3f} {wall:7.3f} {target or '-':>7} {took / floor:8.2f} {error:9.1e}"
-        )
+        times = f"{took:7.3f} {wall:7.3f} {target or '-':>7} {took / floor:8.2f}"
+        print(f"{label:>26} {times} {error:9.1e}")
         del Ks, K
         free()
 
