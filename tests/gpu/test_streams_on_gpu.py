@@ -1,5 +1,7 @@
 """Estimators and streams whose rows are on a GPU, or are moved there."""
 
+import contextlib
+
 import numpy as np
 import pytest
 
@@ -106,6 +108,11 @@ def test_too_little_memory_means_smaller_parts_then_an_error(cp):
         np.testing.assert_array_equal(moved, norms)
         pool.free_all_blocks()
         pool.set_limit(pool.total_bytes() + 512)
+        filler = []
+        for size in (1 << 20, 1 << 14, 512):  # what is free within blocks in use
+            with contextlib.suppress(MemoryError):
+                while True:
+                    filler.append(cp.empty(size, np.uint8))
         with pytest.raises(MemoryError, match="bytes for 1024 rows"):
             CudaBackend().block_grams(DeviceRows(device), 1024)
     finally:
