@@ -49,12 +49,12 @@ def test_rows_split_over_gpus_are_one_stream(cp, devices):
 
 def test_heads_split_over_gpus_have_the_same_scores(cp, devices):
     K = np.random.default_rng(2).standard_normal((4, 6000, 128)).astype(np.float16)
+
+    def scores(i):
+        return lv.leverage_scores(placed(cp, i % len(devices), K[i : i + 1]))
+
     with ThreadPoolExecutor() as pool:
-        found = list(
-            pool.map(
-                lambda i: lv.leverage_scores(placed(cp, i % len(devices), K[i : i + 1])), range(4)
-            )
-        )
+        found = list(pool.map(scores, range(4)))
     together = lv.leverage_scores(placed(cp, 0, K)).get()
     for i in range(4):
         np.testing.assert_array_equal(found[i].get()[0], together[i])
