@@ -42,9 +42,8 @@ def by_heads(pool, devices, heads=32, n=131072, d=128):
     one = wall(lambda: lv.leverage_scores(alone))
     parts = [made(i, (heads // len(devices), n, d), i) for i in devices]
     split = wall(lambda: list(pool.map(lv.leverage_scores, parts)))
-    print(
-        f"heads, ({heads}, {n}, {d}) float32: {one:.2f} ms, split {split:.2f} ms, x{one / split:.2f}"
-    )
+    label = f"heads, ({heads}, {n}, {d}) float32"
+    print(f"{label}: {one:.2f} ms, split {split:.2f} ms, x{one / split:.2f}")
 
 
 def by_rows(pool, devices, n=1 << 23, d=64):
