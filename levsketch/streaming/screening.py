@@ -23,6 +23,9 @@ _DIRECTIONS, _SHARE = (0, 16, 32), 8
 # The mean bound is at most this share of the threshold, without directions and with them: else
 # too many rows pass.
 _USEFUL = (0.95, 0.7)
+# A screen takes about the time of this many d^3 flops, and spares a row d^2 at most; until the next
+# prefix there come about as many rows as were seen, so that these are at least as many times d.
+_WORTH = 128
 # Of power and subspace iterations; what they leave is in the bound, which is proved.
 _ITERATIONS = 8
 # Directions that are taken out leave this many times what they should: room for their errors.
@@ -60,7 +63,9 @@ def screen_for(prefix: Whitening, threshold: float, rows_seen: int) -> Screen | 
 
     None where scores themselves cost no more. O(d^3), once for a prefix.
     """
-    if prefix.folded() is None or not prefix.spans_coordinates or not threshold > 0:
+    if not threshold > 0 or rows_seen < _WORTH * len(prefix.active):
+        return None
+    if prefix.folded() is None or not prefix.spans_coordinates:
         return None
     mean_score = prefix.rank / max(rows_seen, 1)
     for count in _DIRECTIONS:
