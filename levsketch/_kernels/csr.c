@@ -1,36 +1,13 @@
-/* Compiled once per instruction set with -DLEV_ISA=<name>, like tiles.c: exports one table, all else
- * is static. */
+/* Compiled once for each instruction set: vectors.h tells how. */
 #include "csr.h"
+#include "vectors.h"
 
 #include <math.h>
 #include <string.h>
 
-#define LEV_CAT_(a, b) a##_##b
-#define LEV_CAT(a, b) LEV_CAT_(a, b)
-#define LEV_STR_(a) #a
-#define LEV_STR(a) LEV_STR_(a)
-
-#if defined(__AVX512F__)
-#define VECTOR_BYTES 64
-#elif defined(__AVX2__)
-#define VECTOR_BYTES 32
-#else
-#define VECTOR_BYTES 16
-#endif
-
-#define LANES (VECTOR_BYTES / 8)
 #define VECTORS 8 /* sums in registers: as many as hide the latency of a multiply-add */
 #define PANEL (VECTORS * LANES)
 #define MIRROR 16 /* a square of so many rows and columns is mirrored at a time */
-
-typedef double vec __attribute__((vector_size(VECTOR_BYTES), aligned(8), may_alias));
-
-#define INLINE static inline __attribute__((always_inline))
-
-INLINE vec spread(double x)
-{
-    return x - (vec){0};
-}
 
 static ptrdiff_t panels(ptrdiff_t c)
 {

@@ -1,39 +1,19 @@
-/* Compiled once per instruction set with -DLEV_ISA=<name>, like tiles.c: exports one table, all else
- * is static. */
+/* Compiled once for each instruction set: vectors.h tells how. */
 #include "exps.h"
+#include "vectors.h"
 
 #include <stdint.h>
 #include <string.h>
 
-#define LEV_CAT_(a, b) a##_##b
-#define LEV_CAT(a, b) LEV_CAT_(a, b)
-#define LEV_STR_(a) #a
-#define LEV_STR(a) LEV_STR_(a)
-
 /* Registers: SEEN_ROWS x 4 vector accumulators. */
 #if defined(__AVX512F__)
-#define VECTOR_BYTES 64
 #define SEEN_ROWS 6
-#elif defined(__AVX2__)
-#define VECTOR_BYTES 32
-#define SEEN_ROWS 2
 #else
-#define VECTOR_BYTES 16
 #define SEEN_ROWS 2
 #endif
 
-#define LANES (VECTOR_BYTES / 8)
-
-typedef double vec __attribute__((vector_size(VECTOR_BYTES), aligned(8), may_alias));
 typedef int64_t ivec __attribute__((vector_size(VECTOR_BYTES), aligned(8), may_alias));
 typedef uint64_t uvec __attribute__((vector_size(VECTOR_BYTES), aligned(8), may_alias));
-
-#define INLINE static inline __attribute__((always_inline))
-
-INLINE vec spread(double x)
-{
-    return x - (vec){0};
-}
 
 /* mask ? a : b, lane by lane (in C vectors have no ternary operator) */
 INLINE vec choose(ivec mask, vec a, vec b)

@@ -1,44 +1,25 @@
-/* Compiled once per instruction set with -DLEV_ISA=<name>: exports one table.
- * Everything else is static, so that no copy built for a newer processor can
- * be linked into an older path. */
+/* Compiled once for each instruction set: vectors.h tells how. */
 #include "tiles.h"
+#include "vectors.h"
 
 #include <math.h>
 
-#define LEV_CAT_(a, b) a##_##b
-#define LEV_CAT(a, b) LEV_CAT_(a, b)
-#define LEV_STR_(a) #a
-#define LEV_STR(a) LEV_STR_(a)
-
 /* Registers: GRAM_ROWS x 2 and NORM_ROWS x 2 vector accumulators. */
 #if defined(__AVX512F__)
-#define VECTOR_BYTES 64
 #define GRAM_ROWS 8
 #define NORM_ROWS 12
 #elif defined(__AVX2__)
-#define VECTOR_BYTES 32
 #define GRAM_ROWS 4
 #define NORM_ROWS 6
 #else
-#define VECTOR_BYTES 16
 #define GRAM_ROWS 4
 #define NORM_ROWS 4
 #endif
 
-#define LANES (VECTOR_BYTES / 8)
 #define PANEL (2 * LANES) /* columns in one packed panel */
 #define TILE 128          /* rows packed at a time: the panels stay in cache */
 
-typedef double vec __attribute__((vector_size(VECTOR_BYTES), aligned(8), may_alias));
-
-#define INLINE static inline __attribute__((always_inline))
-
 #include "tiles_widen.h"
-
-INLINE vec spread(double x)
-{
-    return x - (vec){0};
-}
 
 /* The sum of the lanes, in a tree: in order it took a quarter of the time of short rows. */
 INLINE double lane_sum(vec v)
