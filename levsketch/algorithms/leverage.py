@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from levsketch._checks import check_finite, check_real, is_finite
+from levsketch._checks import check_choice, check_finite, check_real, is_finite
 from levsketch._typing import ArrayLike, FloatArray, Rows
 from levsketch.backends import Backend, backend_for
 from levsketch.backends.cpu import serial_blas
@@ -80,7 +80,9 @@ def leverage_scores(
     on the Gram path, about 5 n d^2 on the others; memory O(d^2) besides the result.
     Sparse rows are never made dense, except a block at a time off the Gram path: on it the work
     is the squares of their nonzeros, nnz d for the scores, and O(d^2) a block.
-    The same bits for any number of threads.
+    The same bits for any number of threads. Stacks on a GPU are computed there at once, each
+    problem with a proved bound of 5 % at most on the norms behind its scores (16-bit rows: what
+    is measured is below 1e-5), or as above.
 
     Examples
     --------
@@ -89,8 +91,7 @@ def leverage_scores(
     array([0.5, 0.5, 1. ])
     """
     ridge = check_real("ridge", ridge, low=0.0)
-    if nan_policy not in ("raise", "propagate"):
-        raise ValueError(f'nan_policy must be "raise" or "propagate", got {nan_policy!r}.')
+    check_choice("nan_policy", nan_policy, ("raise", "propagate"))
     keys = keys_of("K", K)
     backend = backend_for(keys)
     out, left = backend.scores_at_once(keys, ridge, intercept)

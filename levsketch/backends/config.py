@@ -7,6 +7,8 @@ import os
 from collections.abc import Iterator
 from contextvars import ContextVar
 
+from levsketch._checks import check_choice
+
 from .device import check_device
 
 _BACKENDS = ("auto", "cpu", "cuda")
@@ -15,13 +17,10 @@ _asked: ContextVar[str | None] = ContextVar("levsketch_backend", default=None)
 
 def backend_asked() -> str:
     """Return the backend that is asked for here: "auto", "cpu" or "cuda"."""
-    return _asked.get() or _checked(os.environ.get("LEVSKETCH_BACKEND", "auto"))
-
-
-def _checked(backend: str) -> str:
-    if backend not in _BACKENDS:
-        raise ValueError(f"backend must be one of {', '.join(_BACKENDS)}, got {backend!r}.")
-    return backend
+    held = _asked.get()
+    if held is not None:
+        return held
+    return check_choice("LEVSKETCH_BACKEND", os.environ.get("LEVSKETCH_BACKEND", "auto"), _BACKENDS)
 
 
 @contextlib.contextmanager
@@ -57,7 +56,7 @@ def config_context(*, backend: str = "auto") -> Iterator[None]:
     ...     lv.leverage_scores([[1.0], [2.0]])
     array([0.2, 0.8])
     """
-    if _checked(backend) == "cuda":
+    if check_choice("backend", backend, _BACKENDS) == "cuda":
         check_device()
     token = _asked.set(backend)
     try:

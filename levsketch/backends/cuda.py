@@ -17,7 +17,6 @@ from levsketch._typing import BoolArray, FloatArray, Rows
 
 from . import cuda_kernels as kernels
 from .cpu import CpuBackend
-from .csr import CsrRows
 from .cuda_report import Report
 from .device import DeviceRows, cupy
 from .transfers import to_device
@@ -42,10 +41,8 @@ class CudaBackend(CpuBackend):
     name = "cuda"
 
     def rows(self, X: Any) -> Any:
-        """Return rows on a GPU as they are, others on the current device; sparse ones stay."""
-        if isinstance(X, (DeviceRows, CsrRows)):
-            return X
-        return _moved(super().rows(X))
+        """Return rows on a GPU as they are, others on the current device."""
+        return X if isinstance(X, DeviceRows) else _moved(super().rows(X))
 
     def block_grams(self, K: Rows, block: int, scale: FloatArray | None = None) -> FloatArray:
         """Return the Gram matrices (ceil(n / block), d, d) of consecutive row blocks."""

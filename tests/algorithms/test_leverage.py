@@ -303,5 +303,5 @@ def test_what_is_no_number_may_be_confined_to_its_problem():
         np.testing.assert_array_equal(found[i], leverage_scores(K[i]))
     with pytest.raises(ValueError, match="Input X contains NaN at row 3, column 4"):
         leverage_scores(K[0, 2])
-    with pytest.raises(ValueError, match='nan_policy must be "raise" or "propagate"'):
+    with pytest.raises(ValueError, match="one of 'raise', 'propagate', got 'omit'"):
         leverage_scores(K, nan_policy="omit")

@@ -5,10 +5,13 @@ import threading
 
 import numpy as np
 import pytest
+import scipy.sparse
 
 import levsketch as lv
-from levsketch.backends import CpuBackend, backend_for, device
+from levsketch import backends
+from levsketch.backends import CpuBackend, CudaBackend, backend_for, device
 from levsketch.backends.config import backend_asked
+from levsketch.backends.csr import CsrRows
 
 
 def test_a_context_holds_inside_and_nowhere_else():
@@ -28,7 +31,7 @@ def test_a_context_holds_inside_and_nowhere_else():
 
 def test_a_name_that_is_none_is_refused():
     with (
-        pytest.raises(ValueError, match="auto, cpu, cuda, got 'gpu'"),
+        pytest.raises(ValueError, match="'auto', 'cpu', 'cuda', got 'gpu'"),
         lv.config_context(backend="gpu"),
     ):
         pass
@@ -70,3 +73,16 @@ def test_arrays_on_a_gpu_need_cupy_and_say_so(monkeypatch, call):
     monkeypatch.setitem(sys.modules, "cupy", None)
     with pytest.raises(ImportError, match="need CuPy"):
         call(FarAway())
+
+
+def test_sparse_rows_stay_on_the_cpu_whatever_is_asked(monkeypatch):
+    monkeypatch.setattr(backends, "backend_asked", lambda: "cuda")
+    rows = CsrRows.of("X", scipy.sparse.csr_array(np.eye(3)))
+    assert type(backend_for(rows)) is CpuBackend
+    assert type(backend_for(np.eye(3))) is CudaBackend
+
+
+def test_a_name_in_the_environment_that_is_none_is_refused(monkeypatch):
+    monkeypatch.setenv("LEVSKETCH_BACKEND", "gpu")
+    with pytest.raises(ValueError, match=r"LEVSKETCH_BACKEND must be one of .*, got 'gpu'"):
+        lv.leverage_scores([[1.0]])
