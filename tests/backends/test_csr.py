@@ -204,6 +204,8 @@ def operations(rows, W, scale):
     yield BACKEND.whitened_block_grams(rows, W, 50, triangular=True)
     yield BACKEND.whitened_block_grams(rows, W, 50, scale, triangular=True)
     yield BACKEND.qr_blocks(rows, 50)
+    yield BACKEND.column_squares(rows, 50, scale)
+    yield BACKEND.screened_row_norms(rows, W[:, :3], np.abs(W[0])).reshape(-1, 50)
 
 
 def mixed(seed=0):

@@ -1,5 +1,7 @@
 """Cheap bounds on scores: never below one, and without a trace in any state."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -80,3 +82,21 @@ def test_the_state_does_not_show_which_rows_were_screened(monkeypatch, kind, ask
     assert screened.to_bytes() == plain.to_bytes()
     assert np.array_equal(screened.indices_, plain.indices_)
     assert 25_000 in screened.indices_
+
+
+@pytest.mark.parametrize("share", [0.5, 1.0, 2.0])
+def test_rows_that_raise_what_was_dropped_are_scored(monkeypatch, share):
+    rng = np.random.default_rng(8)
+    held = LeverageKeySelector(eps=0.05).fit(rng.standard_normal((40_000, 6)))._stream
+    floor, new = held.candidates.floor, rng.standard_normal((4096, 6))
+    x = held.prefix.scores(CPU, new)
+    new = new[x / (1 + x) < 0.6 * floor]  # none is near what decides
+    bound = share * floor  # as if less, or more, had been dropped so far
+    held = replace(held, candidates=replace(held.candidates, dropped_bound=bound))
+    screened = held._screen(CPU, new)
+    assert (screened[1] == 0).mean() > 0.2  # else nothing is tested here
+    monkeypatch.setattr(keys, "screen_for", lambda *_: None)
+    plain = held._screen(CPU, new)
+    assert not screened[0].any()
+    assert not plain[0].any()
+    assert max(bound, screened[1].max()) == max(bound, plain[1].max())
